@@ -1,6 +1,6 @@
 """Serve the flows from this machine: `python deployments/serve.py`, against the Prefect server of your profile.
 
-As `pollux-flows serve` does it; copy this file, and serve flows of your own beside ours.
+The command `pollux-flows serve` does this, too. Copy this file to serve flows of your own together with these.
 """
 
 from prefect import serve

@@ -1,4 +1,4 @@
-"""Receive the webhooks of OpenAI and Gemini, and emit each as an event on the Prefect server of your profile.
+"""Receive webhooks from OpenAI and Gemini, and emit each as an event on the Prefect server of your profile.
 
 Start it with `uvicorn webhooks:app`, or mount `app` in a web app of yours. See docs/webhooks.md.
 """
@@ -15,9 +15,9 @@ from starlette.routing import Route
 
 SECRETS = {"openai": os.environ.get("OPENAI_WEBHOOK_SECRET"), "gemini": os.environ.get("GEMINI_WEBHOOK_SECRET")}
 
-MOST_BYTES = 1 << 20  # a webhook has a few hundred
+MOST_BYTES = 1 << 20  # a webhook has only a few hundred bytes
 
-# Both providers sign as standardwebhooks.com describes. Nothing is sent, so no key is needed.
+# Both providers sign as described by standardwebhooks.com. The client sends no request, so it needs no key.
 verify_signature = OpenAI(api_key="none").webhooks.verify_signature
 
 
@@ -29,7 +29,7 @@ async def receive(request: Request) -> Response:
     body = b""
     async for piece in request.stream():
         if len(body := body + piece) > MOST_BYTES:
-            return Response("This is no webhook.", status_code=413)
+            return Response("This request is too large for a webhook.", status_code=413)
     try:
         verify_signature(body, request.headers, secret=secret)
     except (ValueError, TypeError) as error:

@@ -1,6 +1,6 @@
 """Prompts and sources to LLM providers, as Prefect flows.
 
-Every name loads what it needs when it is first used: importing this package costs next to nothing.
+Each name is imported when it is first used, so importing this package takes very little time.
 """
 
 from importlib import import_module

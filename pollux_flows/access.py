@@ -1,8 +1,9 @@
 """Access: which files, modules and addresses a run may reach.
 
-A program reaches whatever its user may. A run of a deployment is different: those who start it choose its parameters,
-and often have no account on the machine. The flows therefore apply `Restrictions` to such a run, and everything that
-opens a file, writes one or imports a module asks here first. They travel in a context variable: threads must copy it.
+A program may access everything that its user may. A run of a deployment is different: the people who start it choose
+its parameters, and often have no account on the machine. The flows therefore apply `Restrictions` to such a run, which
+are checked before a file is opened or written, or a module is imported. They are stored in a context variable, which
+threads must copy.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from functools import cache
 from pathlib import PurePath
 from typing import Final
 
-from pollux_flows.address import is_path, local_path, protocol, shown, shown_file
+from pollux_flows.address import is_path, local_path, protocol, redact_address, redact_location
 from pollux_flows.errors import ConfigurationError, SourceError
 
 PATHS: Final = "POLLUX_ALLOW_PATHS"
@@ -31,11 +32,11 @@ SCHEMAS: Final = "POLLUX_ALLOW_SCHEMAS"
 TOOLS: Final = "POLLUX_ALLOW_TOOLS"
 PROTOCOLS: Final = "POLLUX_ALLOW_PROTOCOLS"
 
-# fsspec knows others: some run commands, some lead on to whatever address a file holds.
+# Other protocols of fsspec run commands, or follow an address that a file contains.
 _PROTOCOLS: Final = frozenset(
     {"file", "memory", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "sftp", "ssh", "github"}
 )
-# Only the address of these says which machine is asked; the others go to their cloud.
+# The address of these names a host; the others go to their cloud.
 _WITH_HOSTS: Final = {"http", "https", "sftp", "ssh"}
 _SYSTEM: Final = ("/proc", "/sys", "/dev")
 _BARE_PROTOCOL: Final = re.compile(r"[a-z0-9]+")
@@ -48,20 +49,20 @@ class Restrictions:
     folders: Sequence[str] = ()
     """Folders to read from and to write to."""
     private: Sequence[str] = ()
-    """Folders that stay closed, even within an allowed one."""
+    """Folders that stay inaccessible, even within an allowed one."""
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    # What the deployment itself names is its operator's choice, not the starter's.
+    # Values that the deployment itself names: its operator chose them, not the person who starts a run.
     sources: frozenset[str] = frozenset()
     outputs: frozenset[str] = frozenset()
     schemas: frozenset[str] = frozenset()
     tools: frozenset[str] = frozenset()
 
     def trusts_output(self, output: str) -> bool:
-        """Check whether the deployment itself names this output."""
+        """Return whether the deployment itself names this output."""
         return _output_place(output) in {_output_place(each) for each in self.outputs}
 
     def allow_line(self, variable: str, value: str) -> str:
-        """Return the setting that would allow `value`, with what is allowed already."""
+        """Return the setting that allows `value` in addition to its current values."""
         separator = os.pathsep if variable == PATHS else ","
         return f"{variable}={separator.join(filter(None, [self.environment.get(variable), value]))}"
 
@@ -71,7 +72,7 @@ class Restrictions:
         return [each for each in re.split(separator, self.environment.get(PATHS, "")) if each.strip()]
 
     def why_closed(self, path: str) -> str | None:
-        """Return None for a path that may be reached, or else what to name in POLLUX_ALLOW_PATHS."""
+        """Return None for an accessible path, otherwise the path to add to POLLUX_ALLOW_PATHS."""
         named = [os.path.realpath(each) for each in self.named_paths() if is_path(each)]
         folders = [each for each in map(os.path.realpath, self.folders) if each not in {os.sep, *self._private()}]
         around = [each for each in [*named, *folders] if _is_within(path, each)]
@@ -104,13 +105,13 @@ def apply_restrictions(restrictions: Restrictions | None) -> Iterator[None]:
 
 
 def current_restrictions() -> Restrictions | None:
-    """Return the restrictions of the run at hand; None where there are none."""
+    """Return the restrictions of the current run; None if it has none."""
     return _restrictions.get()
 
 
 @contextmanager
 def postponed_schemas() -> Iterator[None]:
-    """Import no `response_schema` within: the run that its restrictions depend on is not known yet."""
+    """Import no `response_schema` inside the block, while the run, and so its restrictions, are not known yet."""
     token = _postponed.set(True)
     try:
         yield
@@ -119,7 +120,7 @@ def postponed_schemas() -> Iterator[None]:
 
 
 def are_schemas_postponed() -> bool:
-    """Check whether a `response_schema` is to be imported later."""
+    """Return whether importing a `response_schema` is postponed."""
     return _postponed.get()
 
 
@@ -127,7 +128,7 @@ def are_schemas_postponed() -> bool:
 
 
 def check_protocols(address: str) -> None:
-    """Refuse an address with a protocol that is not on the list, in any part of a chain."""
+    """Refuse an address with a protocol that is not allowed, in any part of a chain."""
     restrictions = current_restrictions()
     environment = os.environ if restrictions is None else restrictions.environment
     more = environment.get(PROTOCOLS, "")
@@ -136,8 +137,9 @@ def check_protocols(address: str) -> None:
         if (name := _protocol_of(part)) not in allowed:
             line = f"{PROTOCOLS}={','.join(filter(None, [more, name]))}"
             raise SourceError(
-                f"{shown_file(address)!r} uses the protocol {name!r}, which is not allowed here.",
-                hint=f"If you trust it with what this machine can reach, set this where the flow runs: {line}",
+                f"{redact_location(address)!r} uses the protocol {name!r}, which is not allowed here.",
+                hint=f"If you trust this protocol with everything that this machine can access, set this where the "
+                f"flow runs: {line}",
             )
 
 
@@ -171,12 +173,12 @@ def check_source(name: str) -> None:
 
 
 def check_opened(name: str, descriptor: int) -> None:
-    """Refuse a local file that, now that it is open, turns out to lie where this run may not read."""
+    """Refuse an open local file whose real path this run may not read."""
     restrictions = current_restrictions()
     if restrictions is None or name in restrictions.sources:
         return
     real = os.path.realpath(local_path(name))
-    with suppress(OSError):  # a link may have changed since; the system knows what was opened
+    with suppress(OSError):  # a link may have changed since the file was opened
         real = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 (the same)
     _check_path(restrictions, name, real)
 
@@ -184,7 +186,7 @@ def check_opened(name: str, descriptor: int) -> None:
 def _check_path(restrictions: Restrictions, name: str, real: str) -> None:
     if (wanted := restrictions.why_closed(real)) is not None:
         raise SourceError(
-            f"{shown_file(name)!r} may not be read by a run of this deployment.",
+            f"{redact_location(name)!r} may not be read by a run of this deployment.",
             hint="Put the file into the folder that the flow is served from, or allow it. To allow it, set this where "
             f"the flow runs: {restrictions.allow_line(PATHS, wanted)}",
         )
@@ -194,7 +196,7 @@ def _check_host_is_named(restrictions: Restrictions, name: str, part: str) -> No
     host = re.split(r"[/?#]", part.partition("://")[2], maxsplit=1)[0].rpartition("@")[2].partition(":")[0].lower()
     if host not in re.split(r"[\s,]+", restrictions.environment.get(HOSTS, "").lower()):
         raise SourceError(
-            f"{shown_file(name)!r} may not be read by a run of this deployment: where its host leads is not checked.",
+            f"{redact_location(name)!r} may not be read by a run of this deployment: its host is not allowed.",
             hint=f"To allow it, set this where the flow runs: {restrictions.allow_line(HOSTS, host)}",
         )
 
@@ -203,20 +205,20 @@ def _check_host_is_named(restrictions: Restrictions, name: str, part: str) -> No
 
 
 def guards_output(output: str | None) -> bool:
-    """Check whether this output was chosen by the starter of a run that has restrictions."""
+    """Return whether this output was chosen by the person who started a restricted run."""
     restrictions = current_restrictions()
     return output is not None and restrictions is not None and not restrictions.trusts_output(output)
 
 
 def check_output(output: str, path: str | None) -> None:
-    """Refuse an output that this run may not write; `path` is its real path, where it is on this machine."""
+    """Refuse an output that this run may not write; `path` is its real path if it is on this machine."""
     restrictions = current_restrictions()
     if restrictions is None or restrictions.trusts_output(output):
         return
     wanted = restrictions.why_closed(path) if path is not None else _why_closed_elsewhere(restrictions, output)
     if wanted is not None:
         raise ConfigurationError(
-            f"output {shown(output)!r} may not be written by a run of this deployment.",
+            f"output {redact_address(output)!r} may not be written by a run of this deployment.",
             hint="Write into the folder that the flow is served from, or allow it. To allow it, set this where the "
             f"flow runs: {restrictions.allow_line(PATHS, wanted)}",
         )
@@ -231,7 +233,7 @@ def _why_closed_elsewhere(restrictions: Restrictions, output: str) -> str | None
 
 
 def _output_place(output: str) -> str:
-    """Return one spelling for all those of one place."""
+    """Return a canonical spelling of an output, so that two can be compared."""
     if not is_path(output):
         return output.rstrip("/")
     return os.path.abspath(os.path.expanduser(local_path(output)))  # noqa: PTH100, PTH111 (compared as text)
@@ -257,7 +259,7 @@ def check_schema(name: str) -> None:
         package = module.partition(".")[0]
         is_standard = package in sys.stdlib_module_names
         refused = is_standard or not _is_installed(package)
-        why = "it belongs to Python itself" if is_standard else "it is not part of an installed package"
+        why = "it is part of Python itself" if is_standard else "it is not part of an installed package"
     if refused:
         raise ConfigurationError(
             f"response_schema {name!r} may not be imported by a run of this deployment: {why}.",
@@ -269,7 +271,7 @@ def check_schema(name: str) -> None:
 def check_tool(name: str, defined_in: str | None = None) -> None:
     """Refuse a tool that this run may not import and let the model call; `defined_in` is its module, once imported.
 
-    A function is more than a schema: among those of the installed packages are some that run any command.
+    Functions of installed packages are not allowed, unlike schemas, as some of them can run any command.
     """
     restrictions = current_restrictions()
     if restrictions is None or name in restrictions.tools:
@@ -279,14 +281,14 @@ def check_tool(name: str, defined_in: str | None = None) -> None:
     if not any(each in {name, module} or module.startswith(f"{each}.") for each in named):
         raise ConfigurationError(
             f"The tool {name!r} may not be called by a run of this deployment: {TOOLS} does not name it.",
-            hint="Let the deployment itself name it, or allow it. To allow it, set this where the flow runs: "
+            hint="Name it in the deployment itself, or allow it. To allow it, set this where the flow runs: "
             f"{restrictions.allow_line(TOOLS, name)}",
         )
 
 
 @cache
 def _is_installed(package: str) -> bool:
-    """Check whether a distribution brought the package, without importing it."""
+    """Return whether a distribution installed the package, without importing it."""
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
@@ -298,7 +300,7 @@ def _is_installed(package: str) -> bool:
     found = [spec.origin, *(spec.submodule_search_locations or ())]
     if any(_is_within(os.path.realpath(each), os.path.realpath(place)) for each in found if each for place in places):
         return True
-    # One that is installed as editable lies elsewhere, under a distribution of its name.
+    # An editable package lies elsewhere, and has a distribution of the same name.
     try:
         importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:

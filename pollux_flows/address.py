@@ -1,4 +1,4 @@
-"""Addresses: what one must look like, and how it is shown. What it may say in secret stays unsaid."""
+"""Addresses: how they are parsed and checked, and how they are shown without credentials."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ _CREDENTIALS: Final = re.compile(
 _CREDENTIALS_ALONE: Final = re.compile(r"^(?P<kept>)\s*(//[^/?#]*|[^/\\?#:]*:[^/\\?#]*)@")
 _CREDENTIALS_IN_RUINS: Final = re.compile(r"^(?P<kept>[^?#]*://)[^/?#:]*:[^/?#]*@")
 _CHAINED: Final = re.compile(r"::(?=[A-Za-z][\w+.-]+://)")
-# It begins where a word does: to try each of its letters would take for ever in a text of megabytes.
+# Begins at the start of a word: trying every letter would take far too long in a text of megabytes.
 _ADDRESS_IN_TEXT: Final = re.compile(r"(?<![\w+.-])[\w+.-]+://[^\s\"'<>]+")
 _LONGEST_SHOWN: Final = 2048
 _VIDEO: Final = re.compile(r"https?://(?:\w+\.)?youtube\.com/watch\?(?:[^#]*&)?(v=[\w-]+)")
 
 
-def shown(address: str) -> str:
-    """The address as it may be stored, logged and shown: without user, password, query and fragment."""
+def redact_address(address: str) -> str:
+    """Return the address without user, password, query and fragment, so that it can be stored, logged and shown."""
     bare = re.split(r"[?#]", _without_credentials(address), maxsplit=1)[0]
-    video = _VIDEO.match(address)  # else all videos would look the same
+    video = _VIDEO.match(address)  # otherwise all videos would look the same
     return f"{bare}?{video[1]}" if video else bare
 
 
-def shown_file(name: str) -> str:
-    """Return an address or a path for people, without a password or query. In a path, ? and # are letters."""
-    return _without_credentials(name) if is_path(name) else shown(name)
+def redact_location(name: str) -> str:
+    """Return an address without password and query, or a path, in which ? and # may occur."""
+    return _without_credentials(name) if is_path(name) else redact_address(name)
 
 
-def shown_in(text: str) -> str:
-    """Return a text of others in which each address is as it may be shown."""
-    return _ADDRESS_IN_TEXT.sub(lambda found: shown(found[0][:_LONGEST_SHOWN]), text)
+def redact_text(text: str) -> str:
+    """Return a text with each address in it redacted."""
+    return _ADDRESS_IN_TEXT.sub(lambda found: redact_address(found[0][:_LONGEST_SHOWN]), text)
 
 
 def is_path(name: str) -> bool:
-    """Return whether this names a file on this machine. A path may start with a drive letter."""
+    """Return whether this is the path of a file on this machine. A path may start with a drive letter."""
     return protocol(name) == "file"
 
 
@@ -60,7 +60,7 @@ def protocol(name: str) -> str:
 
 
 def local_path(name: str) -> str:
-    """The path on this machine."""
+    """Return the path on this machine."""
     before, separator, path = name.partition("://")
     match before.lower() if separator else "":
         case "file":
@@ -72,7 +72,7 @@ def local_path(name: str) -> str:
 
 
 def file_name(name: str) -> str:
-    """The last part of a path or an address; of a chain, that of what is read in the end."""
+    """Return the last part of a path or an address; of a chain, that of the innermost file."""
     if is_path(name):
         return PurePath(local_path(name)).name
     link = next(link for link in _CHAINED.split(name) if "://" in link)
@@ -89,16 +89,16 @@ def check_fetchable(address: str, *, web: bool) -> None:
     """Refuse an address that cannot be fetched."""
     scheme = _parts(address).scheme
     is_complete = is_web(address) if web or scheme in {"http", "https"} else scheme != ""
-    # urlsplit() overlooks line breaks; a client that fetches the address would not.
+    # urlsplit() ignores line breaks; a client that fetches the address would not.
     if not is_complete or not address.isprintable():
         raise SourceError(
-            f"{shown(address)!r} is not a complete address.",
+            f"{redact_address(address)!r} is not a complete address.",
             hint="Write it with its scheme, such as 'https://example.com/a.pdf'.",
         )
 
 
 def check_no_credentials(address: str, *, path: bool = False) -> None:
-    """Refuse an address that contains credentials, without repeating it: an address is stored and logged."""
+    """Refuse an address that contains credentials, as addresses are stored and logged. The error does not quote it."""
     patterns = [_CREDENTIALS, _CREDENTIALS_IN_RUINS] + ([] if path else [_CREDENTIALS_ALONE])
     if any(pattern.search(address) for pattern in patterns):
         raise SourceError(
@@ -108,7 +108,7 @@ def check_no_credentials(address: str, *, path: bool = False) -> None:
 
 
 def arxiv_pdf(ref: Any) -> str:
-    """The address of the paper's PDF."""
+    """Return the address of an arXiv paper's PDF."""
     if not isinstance(ref, str):
         raise SourceError(
             f"from_arxiv takes a string, not {type(ref).__name__}.", hint="Pass a paper's id, such as '1706.03762'."
@@ -120,13 +120,14 @@ def arxiv_pdf(ref: Any) -> str:
         folder, _, name = address.path.lstrip("/").partition("/")
         if address.hostname not in {"arxiv.org", "www.arxiv.org"} or folder not in {"abs", "pdf"}:
             raise SourceError(
-                f"{shown(ref)!r} is not an arXiv abstract or PDF.",
+                f"{redact_address(ref)!r} is not an arXiv abstract or PDF.",
                 hint="Write an id such as '2301.07041', or its /abs/ or /pdf/ address.",
             )
     name = name.removesuffix(".pdf")
     if not _ARXIV_ID.fullmatch(name):
         raise SourceError(
-            f"{shown(ref)!r} is no arXiv id.", hint="Write one such as '2301.07041', '2301.07041v2' or 'cs/0112017'."
+            f"{redact_address(ref)!r} is not an arXiv id.",
+            hint="Write an id such as '2301.07041' or 'cs/0112017'.",
         )
     return f"https://arxiv.org/pdf/{name}.pdf"
 

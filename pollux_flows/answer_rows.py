@@ -1,6 +1,6 @@
 """Answer rows: the prompts of a run, each with its answer, as lines of JSON or rows of CSV.
 
-The output of a run and the command `pollux-flows answers` have the same rows.
+They are the rows of a run's output and of the command `pollux-flows answers`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CSV_COLUMNS: Final = (
 )
 """The fields of a row, with a column for each count of tokens."""
 
-# A spreadsheet runs a cell that begins like this, and some do so for the wide forms of these characters.
+# A spreadsheet runs such a cell as a formula; some also accept the wide forms of these characters.
 _FORMULA: Final = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")  # noqa: RUF001 (those wide forms)
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
@@ -80,7 +80,7 @@ class AnswerRow(BaseModel):
         structured: Any = None,
         misfit: str | None = None,
     ) -> AnswerRow:
-        """Return the row of a prompt; `misfit` says why its answer is not in the requested shape."""
+        """Return the row of a prompt; `misfit` says why its answer does not have the requested shape."""
         its = {"number": number, "prompt": prompt, "source": source, "source_name": source_name}
         if outcome is None:
             return cls(**its, status="no answer")
@@ -110,7 +110,7 @@ def _item(values: Sequence[Any] | None, index: int) -> Any:
 
 
 def envelope_rows(envelope: ResultEnvelope, prompts: Sequence[str | None] | None = None) -> Iterator[AnswerRow]:
-    """Iterate over the rows of an envelope, with what it says about each of its prompts."""
+    """Iterate over the rows of an envelope, one per prompt."""
     calls, raw = (envelope.diagnostics.get(name, []) for name in ("calls", "raw_responses"))
     for index, text in enumerate(envelope.answers):
         call, answer = _item(calls, index) or {}, _item(raw, index) or {}
@@ -150,8 +150,8 @@ def csv_header() -> str:
 def csv_lines(rows: Iterable[AnswerRow]) -> str:
     """Return rows as CSV.
 
-    A text that a spreadsheet would run as a formula gets a ' in front, and so does one that begins as if it had one. To
-    read the text, take one ' away from each cell that begins with ' and then, after any more of them, such a character.
+    A text that a spreadsheet would run as a formula is escaped with a ' in front, and so is a text that looks escaped.
+    To read the texts, remove one ' from each cell that begins with one or more ' and then a character of a formula.
     """
     return csv_text(_cells(row.model_dump(mode="json")) for row in rows)
 
@@ -159,7 +159,7 @@ def csv_lines(rows: Iterable[AnswerRow]) -> str:
 def csv_text(lines: Iterable[Iterable[Any]]) -> str:
     """Return lines of CSV."""
     text = io.StringIO(newline="")
-    # As RFC 4180 has it. With a mere line feed, Python 3.11 does not quote a carriage return.
+    # RFC 4180's line ending. With a mere line feed, Python 3.11 does not quote a carriage return.
     csv.writer(text, lineterminator="\r\n").writerows(lines)
     return text.getvalue()
 
@@ -180,5 +180,5 @@ def _in_order(usage: Mapping[str, int]) -> dict[str, int]:
 
 
 def inert(text: str) -> str:
-    """Return a text as a CSV cell that no spreadsheet runs as a formula: with a ' in front, where it might."""
+    """Return a text as a CSV cell, with a ' in front if a spreadsheet might run it as a formula."""
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text

@@ -33,10 +33,10 @@ _LABEL: Final = "label:"
 
 @asynccontextmanager
 async def best_effort() -> AsyncIterator[None]:
-    """Publish best effort: where a page cannot be published, the run logs that and goes on."""
+    """Publish best effort: if a page cannot be published, the run logs a warning and goes on."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001 (whatever the server or the network did)
+    except Exception as error:  # noqa: BLE001 (any error of the server or the network)
         get_run_logger().warning("An artifact could not be published (%s); the answers are in the result.", error)
 
 
@@ -46,7 +46,7 @@ async def publish_answers(
     advice: str | None,
     output: str | None,
 ) -> None:
-    """Publish the page of a run: what failed, what it took, each question with its answer. `advice` is for a retry."""
+    """Publish the page of a run: its failures, numbers, prompts and answers. `advice` is for a retry."""
     async with best_effort():
         page = (
             render_grid(run_input, envelopes, advice, output)
@@ -57,14 +57,14 @@ async def publish_answers(
 
 
 async def publish_page(page: str, description: str) -> None:
-    """Publish the page of the run at hand. The UI shows the pages of one flow and deployment as a history."""
+    """Publish the page of the current run. The UI shows the pages of one flow and deployment as a history."""
     await acreate_markdown_artifact(markdown=page, key=await _page_key(), description=description)
 
 
 async def _page_key() -> str:
-    """Return the key of the page of a run. The UI shows the pages of one key as a history: that of one piece of work.
+    """Return the artifact key of a run's page. The UI shows the pages with one key as a history.
 
-    It is named after the outermost flow, its deployment, the flow at hand, and tags such as `label:north`:
+    The key names the outermost flow, its deployment, the current flow, and tags such as `label:north`:
     `pollux-fan-out` for a script, `pollux-fan-out-north` for one that tags its run so, `pollux-fan-out-nightly` for a
     deployment, `pollux-weekly-report-fan-out` for a flow that calls fan-out.
     """
@@ -82,13 +82,13 @@ async def _page_key() -> str:
             if run.deployment_id is not None:
                 with suppress(ObjectNotFound):  # deleted since
                     names.append((await client.read_deployment(run.deployment_id)).name)
-    # A deployment may bear the name of its flow.
+    # A deployment may have the name of its flow.
     words = dict.fromkeys(filter(None, map(slugify, [*names, *own, *labels])))
     return "-".join(["pollux", *words])
 
 
 async def publish_cache(name: str, record: CacheRecord) -> None:
-    """Publish a page about a cache: what is in it, how large it is, what it costs and when it pays."""
+    """Publish a page about a cache: its contents, size, cost and break-even point."""
     async with best_effort():
         await acreate_markdown_artifact(
             markdown=render_cache(record),
@@ -98,7 +98,7 @@ async def publish_cache(name: str, record: CacheRecord) -> None:
 
 
 async def publish_estimate(estimate: Estimate) -> None:
-    """Publish the page of an estimate, beside the one that the run leaves at its end."""
+    """Publish the page of an estimate, under a key of its own beside that of the run's page."""
     async with best_effort():
         key = await _page_key()
         await acreate_markdown_artifact(
@@ -109,7 +109,7 @@ async def publish_estimate(estimate: Estimate) -> None:
 
 
 async def publish_sweep(report: SweepReport) -> None:
-    """Publish a table with a row for each file that was removed, or should have been."""
+    """Publish a table with a row for each file or cache that was removed, and for each problem."""
     rows = [{"provider": file.provider, "file": file.file_id, "now": "removed"} for file in report.removed]
     rows += [
         {"provider": file.provider, "file": file.file_id, "now": f"still there: {file.why}"} for file in report.left
@@ -125,7 +125,7 @@ async def publish_sweep(report: SweepReport) -> None:
 
 @dataclass
 class Progress:
-    """How far a run is, and what its new answers took."""
+    """The progress of a run, with the tokens and cost of its new answers."""
 
     total: int
     done: int = 0
@@ -135,13 +135,13 @@ class Progress:
     on_change: ProgressListener | None = None
 
     def advance(self, steps: int) -> None:
-        """Count steps that are done."""
+        """Add steps that are done, and notify the listener."""
         self.done += steps
         if self.on_change is not None:
             self.on_change(self)
 
     def add(self, outcome: Outcome) -> None:
-        """Count a call that has ended, with the tokens and the cost of its answer."""
+        """Add a call that has ended, with the tokens and the cost of its answer."""
         if outcome.answer is not None and outcome.reused is None:
             self.tokens += outcome.answer.usage.get("total_tokens", 0)
             known = self.cost_usd is not None and outcome.cost_usd is not None
@@ -159,7 +159,7 @@ _listener: ContextVar[ProgressListener | None] = ContextVar("pollux_flows_progre
 
 @contextmanager
 def listen_to_progress(listener: ProgressListener) -> Iterator[None]:
-    """Call the listener whenever a run that is started here gets further, at its begin first."""
+    """Call the listener at the start and on each progress of runs that are started inside the block."""
     token = _listener.set(listener)
     try:
         yield
@@ -169,7 +169,7 @@ def listen_to_progress(listener: ProgressListener) -> Iterator[None]:
 
 @asynccontextmanager
 async def show_progress(total: int, description: str) -> AsyncIterator[Progress]:
-    """Show a progress bar in the UI for work that takes longer than a moment."""
+    """Show a progress bar in the UI for work that takes longer than two seconds."""
     progress = Progress(total, on_change=_listener.get())
     progress.advance(0)
 

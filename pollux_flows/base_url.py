@@ -1,4 +1,4 @@
-"""Base URLs: the shape that each provider's has. One that is known to be wrong is refused when it is set."""
+"""Base URLs: the form that each provider's must have. A wrong one is refused when it is set."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WITHOUT_VERSION: Final[set[ProviderName]] = {"gemini", "anthropic"}
 
 
 def check_address(value: str, example: str = _EXAMPLES["local"]) -> str:
-    """Return `value` without a trailing slash; raise a ConfigurationError if it can be no base URL."""
+    """Return `value` without a trailing slash. Raises a ConfigurationError if it cannot be a base URL."""
     try:
         parts = urlsplit(value)
         host, _ = parts.hostname, parts.port
@@ -51,7 +51,7 @@ def check_address(value: str, example: str = _EXAMPLES["local"]) -> str:
 
 
 def check_base_url(provider: ProviderName, value: str) -> str:
-    """Return `value` without a trailing slash; raise a ConfigurationError if it is no base URL of this provider."""
+    """Return `value` without a trailing slash. Raises a ConfigurationError if it is not one of this provider."""
     address = check_address(value, _EXAMPLES[provider])
     base = _ENDPOINT.sub("", address)
     if base != address:
@@ -80,10 +80,10 @@ def is_own_host(provider: ProviderName, base_url: str) -> bool:
 
 
 def suggest_base_url(provider: ProviderName, base_url: str) -> str | None:
-    """Return the address that was probably meant, where a server has answered that it does not know the path.
+    """Return the address that was probably meant, after a server answered that it does not know the path.
 
-    Most servers have the API of OpenAI at /v1, and those of Gemini and Anthropic without it, but a gateway may differ:
-    its address is not refused when it is set.
+    Most servers have OpenAI's API at /v1, and those of Gemini and Anthropic without it. A gateway may differ, so such
+    an address is not refused when it is set.
     """
     if provider in _WITHOUT_VERSION:
         meant = _without_version(base_url)

@@ -1,7 +1,7 @@
 """The capability matrix of the providers, and the check that every request passes before it is sent.
 
-Beside the matrix stand the few stable facts about model families that a provider answers with a 400: refusing
-them here costs nothing, finding out there costs a run.
+Beside the matrix are a few stable rules about model families that a provider enforces with a 400. Checking them here
+fails before a run has sent anything.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ URL_VARIABLES: Final[dict[ProviderName, str]] = {
     "local": "POLLUX_LOCAL_BASE_URL",
 }
 ALLOWED_ADDRESSES: Final = "POLLUX_ALLOW_BASE_URLS"
-"""Lists further base URLs, separated by commas, that may receive the environment's keys, with all paths below them."""
+"""The variable with further base URLs, separated by commas, that may receive the environment's keys."""
 
 _ADDRESS_VARIABLES: Final = {ALLOWED_ADDRESSES, *URL_VARIABLES.values()}
 # Prefect sets it for each flow run that a worker or a served deployment starts.
@@ -95,11 +95,12 @@ class Target(Document):
 class Config(Document):
     """The provider, model and API key of a run, and its concurrency, retry and rate limits.
 
-    The key comes from `api_key`, or else from the provider's own variable, or else from the `.env` file of the working
-    folder. It stays in memory only: it is no part of the JSON, the pickle, the repr or the equality of a Config.
+    The key comes from `api_key`, otherwise from the provider's own variable, otherwise from the `.env` file of the
+    working folder. It stays in memory: it is not part of the JSON, the pickle, the repr or the equality of a Config.
 
-    A key that is passed goes to any `base_url`. A key from the environment goes only to the provider's own address, to
-    the one that the environment names (`OPENAI_BASE_URL` and its like), and to those in `POLLUX_ALLOW_BASE_URLS`.
+    A key that is passed is sent to any `base_url`. A key from the environment is sent only to the provider's own
+    address, to the address that the environment names (such as in `OPENAI_BASE_URL`), and to those in
+    `POLLUX_ALLOW_BASE_URLS`.
     """
 
     provider: ProviderName = Field(description="gemini, openai, anthropic, openrouter or local.")
@@ -159,7 +160,7 @@ class Config(Document):
     @classmethod
     def _known_provider(cls, value: Any) -> Any:
         if value not in PROVIDERS:
-            # Only a value that looks like a provider's name is quoted: any other may be a key, passed by mistake.
+            # Only a value that looks like a provider's name is quoted, as another one may be a key, passed by mistake.
             shown = f" {value!r}" if isinstance(value, str) and _LIKE_A_NAME.fullmatch(value) else ""
             raise ConfigurationError(f"Unknown provider{shown}.", hint=f"Write one of {', '.join(PROVIDERS)}.")
         return value
@@ -190,7 +191,7 @@ class Config(Document):
         if self.provider == "local":
             if self.base_url is None:
                 raise ConfigurationError(
-                    "The local provider needs to know where your server listens.",
+                    "The local provider needs the address of your server.",
                     hint="Pass Config(base_url='http://127.0.0.1:8000/v1') or set POLLUX_LOCAL_BASE_URL.",
                 )
         elif self.api_key is None and self.may_use_environment and (key := environment_key(self.provider)):
@@ -209,7 +210,7 @@ class Config(Document):
         return Target(provider=self.provider, model=self.model, base_url=self.base_url, use_mock=self.use_mock)
 
     def key(self) -> str | None:
-        """Return the API key for a call, or None for a server that needs none; raise when it is missing."""
+        """Return the API key for a call, or None for a server that needs none. Raises if it is missing."""
         if self.api_key is not None:
             return self.api_key.get_secret_value()
         if self.use_mock or self.provider == "local":
@@ -238,17 +239,17 @@ def in_deployed_run() -> bool:
 def from_environment(name: str, *, dotenv: bool = True) -> str | None:
     """Return a variable's value from the environment or, with `dotenv`, the working folder's `.env`; None when blank.
 
-    Parent folders are not searched, and a deployed run reads no file: other people may have written either.
+    Parent folders are not searched, and a deployed run reads no file, as other people may have written these files.
     """
     restrictions = current_restrictions()
-    # A run may bring variables of its own, such as a key, but cannot decide where the worker's key goes.
+    # A run may set variables of its own, such as a key, but cannot decide where the worker's key is sent.
     environment = restrictions.environment if restrictions and name in _ADDRESS_VARIABLES else os.environ
     if value := environment.get(name, "").strip():
         return value
     file = Path(".env")
     if not dotenv or in_deployed_run() or not file.exists():
         return None
-    # Read, not loaded: other people's variables in that file stay out of this process's environment.
+    # Read, not loaded, so that other variables in that file do not enter this process's environment.
     from dotenv import dotenv_values  # costs 10 ms, needed only when a variable is missing
 
     try:
@@ -328,7 +329,7 @@ def _check_key(key: str, provider: ProviderName) -> None:
     if key.strip("*") == "":
         variable = KEY_VARIABLES.get(provider)
         raise ConfigurationError(
-            "The API key is a row of asterisks, which is how Prefect shows a key, not the key itself."
+            "The API key is a row of asterisks, as which Prefect shows a secret, not the key itself."
             if key
             else "The API key is empty.",
             hint=f"Set {variable}, or save the key in a PolluxProvider block and load that block."
@@ -337,7 +338,7 @@ def _check_key(key: str, provider: ProviderName) -> None:
         )
     if not key.isascii() or not key.isprintable() or key != key.strip():
         raise ConfigurationError(
-            "The API key has characters that no HTTP header can carry (a line break or a space, perhaps).",
+            "The API key has characters that an HTTP header cannot contain, such as a line break or a space.",
             hint="Copy it again, without quotes or spaces around it.",
         )
 

@@ -1,4 +1,4 @@
-"""Daemon thread: runs a function that may never return, which then holds up neither an event loop nor a process."""
+"""Daemon thread: runs a function that may never return, without blocking the event loop or the end of the process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 def start_daemon(work: Callable[[], T], name: str) -> Future[T]:
     """Run `work` on a daemon thread of this name, with the context variables of the caller; return its future."""
     future = Future[T]()
-    future.set_running_or_notify_cancel()  # from here on it cannot be cancelled
+    future.set_running_or_notify_cancel()  # so that it can no longer be cancelled
     context = copy_context()
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""The demo: a fan-out and a broadcast, offline, on a Prefect server that is gone afterwards."""
+"""The demo: a fan-out and a broadcast, offline, on a temporary Prefect server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PROMPTS = ["How many pumps were made?", "What should the board know?", "Give th
 
 
 def run_demo() -> None:
-    """Run both flows and print what they returned."""
+    """Run both flows and print their results."""
     with tempfile.TemporaryDirectory(prefix="pollux-demo-") as home:
         # Before Prefect is imported: the demo must not touch the user's server, profiles or results, and its own
         # server is not behind a proxy.
@@ -29,7 +29,7 @@ def run_demo() -> None:
             "PREFECT_PROFILES_PATH": f"{home}/profiles.toml",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_LOGGING_LEVEL": "INFO",
-            # Stopped in the middle of writing its own records, which are gone then, it would print a traceback.
+            # The server would print a traceback when it is stopped while it writes its temporary records.
             "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
         }
         from prefect.testing.utilities import prefect_test_harness

@@ -1,4 +1,4 @@
-"""Deployments: all flows as they are served, with those on a schedule that look after what others have started."""
+"""Deployments: all flows as `serve` deploys them, with `collect` and `sweep` on a schedule."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pollux_flows.flows import (
     warm_cache,
 )
 
-# A look at all jobs costs a few requests, however many they are. Runs may overlap.
+# A pass over all jobs takes a few requests, regardless of their number. Runs may overlap.
 _COLLECT_EVERY: Final = timedelta(minutes=10)
 _ANCHOR: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _TAGS: Final = ["pollux"]
@@ -50,13 +50,13 @@ def deployments(collect_every: timedelta = _COLLECT_EVERY, sweep_at: str = _SWEE
         resubmit,
         warm_cache,
     )
-    # By its slug, a schedule is found again when it is deployed again; by its anchor, it keeps its times. `active` is
-    # not set, and so not sent then: a schedule that a person switched off stays off.
+    # The slug identifies a schedule when it is deployed again, and the anchor keeps its times. `active` is not set, and
+    # so not sent, so that a schedule that a person switched off stays off.
     collecting = Create(schedule=IntervalSchedule(interval=collect_every, anchor_date=_ANCHOR), slug=collect.name)
     sweeping = Create(schedule=CronSchedule(cron=sweep_at), slug=sweep.name)
     on_demand = [flow.to_deployment(flow.name, tags=_TAGS) for flow in on_request]
     for deployment in on_demand:
-        # So that schedules that people added on the server stay.
+        # Not sent, so that schedules that people added on the server stay.
         deployment.model_fields_set.discard("schedules")
     return [
         collect.to_deployment(collect.name, tags=_TAGS, schedules=[collecting]),

@@ -25,8 +25,7 @@ CLEAN_INPUT: Final = "clean input"
 class Document(BaseModel):
     """A frozen model that reports invalid input as a readable PolluxError.
 
-    Two documents are equal when their JSON is: what a document holds beside its JSON (a key, a live
-    class) does not count.
+    Two documents are equal when their JSON is equal: values outside the JSON (a key, a class) do not count.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -40,7 +39,7 @@ class Document(BaseModel):
             return handler(data)
         except ValidationError as error:
             problem, hint = describe(cls, error), advise(cls, error)
-        # Raised outside the handler: Pydantic's error quotes the input, maybe a key, and must not even be the context.
+        # Raised outside the handler, as Pydantic's error quotes the input, perhaps a key, and must not be its context.
         raise cls.refusal(problem, hint=hint)
 
     @classmethod
@@ -81,9 +80,9 @@ class Document(BaseModel):
 
 
 class Record(Document):
-    """A document that is stored: it ignores unknown fields and replaces lone surrogates.
+    """A document that is stored. Unknown fields are ignored, and lone surrogates are replaced.
 
-    Another version of this package may read it, and much of its text was written by a provider.
+    It may be read by another version of this package, and much of its text was written by a provider.
     """
 
     # A newer version may have added fields.

@@ -1,17 +1,17 @@
-"""Everything that can go wrong, as one tree.
+"""The errors of this package, as one tree.
 
     PolluxError
     ├── ConfigurationError      a Config, Options or feature that cannot work; nothing was sent
     ├── SourceError             a source that is missing, unreadable or malformed
     ├── PlanningError           a request that could not be turned into calls
-    ├── BudgetError             a call that was not made, because the run may spend no more
+    ├── BudgetError             a call that was not made, because it might exceed the budget
     ├── ToolError               a tool of a conversation that failed
     ├── InternalError           a bug in this package
     ├── DeferredNotReadyError   the provider is still working on the job
     └── APIError                a provider refused a call, failed at it, or could not be reached
         ├── RateLimitError      too many requests, for now
-        └── CacheError          a cache handle could not be made or used
-            └── ExpiredCacheError   a handle whose time is up, noticed before anything was sent
+        └── CacheError          a cache could not be created or used
+            └── ExpiredCacheError   a cache handle that has expired; nothing was sent
 
 Each error says what was wrong and, in `hint`, what to do about it.
 """
@@ -61,11 +61,11 @@ class PlanningError(PolluxError):
 
 
 class BudgetError(PolluxError):
-    """A call that was not made, because the run may spend no more."""
+    """A call that was not made, because it might exceed the budget."""
 
 
 class ToolError(PolluxError):
-    """A tool that the model called, and that failed."""
+    """A tool of a conversation that failed."""
 
 
 class InternalError(PolluxError):
@@ -73,7 +73,7 @@ class InternalError(PolluxError):
 
 
 class DeferredNotReadyError(PolluxError):
-    """The provider is still working on the job; `snapshot` says how far it is."""
+    """The provider is still working on the job; `snapshot` shows its progress."""
 
     def __init__(self, message: str, *, hint: str | None = None, snapshot: DeferredSnapshot | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -83,8 +83,8 @@ class DeferredNotReadyError(PolluxError):
 class APIError(PolluxError):
     """A provider refused a call, failed at it, or could not be reached.
 
-    `retryable` says whether the same request may succeed later. `outcome_unknown` is true when the request
-    had left this machine and no readable answer came back: the provider may have done, and billed, the work.
+    `retryable` says whether the same request may succeed later. `outcome_unknown` is true when the request was sent and
+    no readable response arrived: the provider may have answered, and billed, it.
     """
 
     def __init__(
@@ -113,15 +113,15 @@ class APIError(PolluxError):
 
 
 class RateLimitError(APIError):
-    """The provider wants fewer requests, for now."""
+    """The provider refused a call because of too many requests."""
 
 
 class CacheError(APIError):
-    """A cache handle could not be made or used."""
+    """A cache could not be created or used."""
 
 
 class ExpiredCacheError(CacheError, ConfigurationError):
-    """A cache handle whose time is up. Nothing was sent, so it is a ConfigurationError as well."""
+    """A cache handle that has expired. Nothing was sent, so it is a ConfigurationError as well."""
 
 
 def raise_if_error(found: T | BaseException) -> T:

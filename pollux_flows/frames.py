@@ -1,4 +1,4 @@
-"""Frames: a column of a pandas, polars or Arrow table as a list, without importing any of them."""
+"""Frames: turn a column of a pandas, polars or Arrow table into a list, without importing any of them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class _Array(Protocol):
 
 
 Column = _Series | _Array
-"""A column of a table: a Series of pandas or polars, an array of Arrow."""
+"""A column of a table: a pandas or polars Series, or an Arrow array."""
 
 
 def column_to_list(value: Any, name: str) -> Any:
-    """Return the values of a column as a list, and any other value as it is.
+    """Return the values of a column as a list, and any other value unchanged.
 
-    A table, and a column with nulls, are refused; `name` says in the error which argument it was.
+    A table, and a column with nulls, are refused; `name` is the name of the argument, for the error.
     """
     kind = type(value)
     if hasattr(kind, "columns"):
@@ -50,5 +50,5 @@ def column_to_list(value: Any, name: str) -> Any:
 def _is_null(value: Any) -> bool:
     if isinstance(value, float):
         return isnan(value)
-    # pandas has nulls of its own, which cannot be compared.
+    # pandas has null types of its own, which cannot be compared.
     return value is None or type(value).__name__ in {"NAType", "NaTType"}

@@ -82,7 +82,7 @@ class DeferredSnapshot(Record):
 
 
 def checked_version(version: int, what: str) -> int:
-    """Return the version, or raise a ConfigurationError if a newer version of this package wrote the document."""
+    """Return the version. Raises a ConfigurationError if a newer version of this package wrote the document."""
     if version > VERSION:
         raise ConfigurationError(
             f"{what} was written by a newer pollux_flows (format {version}; this one reads up to {VERSION}).",

@@ -1,4 +1,4 @@
-"""Map page: the page of a run over a table: what has no answer and why, what it took, and the first answers."""
+"""Map page: the page of a run over a table, with its failures, numbers and first answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from pollux_flows.address import shown
+from pollux_flows.address import redact_address
 from pollux_flows.answer_rows import AnswerRow
 from pollux_flows.config import Target
 from pollux_flows.mapping.report import ANSWERED, MapReport
@@ -24,7 +24,7 @@ class Highlights:
     failed: list[AnswerRow] = field(default_factory=list)
 
     def add(self, number: int, row: AnswerRow) -> None:
-        """Remember the row with this number if it is one of the first of its kind."""
+        """Add the row with this number if it is one of the first of its kind."""
         rows = self.answered if row.status == ANSWERED else self.failed
         if len(rows) < _SHOWN:
             rows.append(row.model_copy(update={"number": number}))
@@ -48,7 +48,7 @@ def render_map(target: Target, prompt: str, report: MapReport, highlights: Highl
         **({"Maybe billed too": count_of(report.unknown_attempts, "lost request")} if report.unknown_attempts else {}),
         "Tokens": f"{report.usage.get('input_tokens', 0):,} in, {report.usage.get('output_tokens', 0):,} out",
         "Time": f"{report.duration_s:,.1f} s",
-        "Output": cell(shown(report.output)),
+        "Output": cell(redact_address(report.output)),
     }
     lines = [*_failures(report, highlights.failed), "| | |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in numbers.items()]
@@ -58,7 +58,7 @@ def render_map(target: Target, prompt: str, report: MapReport, highlights: Highl
 
 
 def map_line(report: MapReport) -> str:
-    """Return the outcome of a run in a line, for the log."""
+    """Return the outcome of a run as one line, for the log."""
     price = "at an unknown price" if report.cost_usd is None else f"for {dollars(report.cost_usd)}"
     return (
         f"{report.answered:,} of {count_of(report.rows, 'row')} answered {price} in {report.duration_s:,.1f} s: "
@@ -78,9 +78,9 @@ def _failures(report: MapReport, failed: Sequence[AnswerRow]) -> list[str]:
         lines.append(f"- row {row.number:,}: **{row.status}:** {cell(problem)}")
     advice = "Start the run again with the same table: it asks only rows without a usable answer."
     if report.unanswered == report.unusable:
-        advice = "Change these rows first: they cannot be asked as they are. Rows with an answer are not asked again."
+        advice = "Correct these rows first, as they cannot be asked. Rows with an answer are not asked again."
     if report.statuses.get("invalid_output"):
-        advice += ' An answer of another shape counts as one: reuse="run" asks for it again.'
+        advice += ' An answer in the wrong shape counts as an answer: reuse="run" asks for it again.'
     return [*lines, "", advice, ""]
 
 

@@ -1,4 +1,4 @@
-"""Options: how to answer."""
+"""Options: how a model is to answer."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from pollux_flows.turn import read_turns
 
 _TOOL_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _TOOL_FIELDS: Final = {"name": str, "description": str, "parameters": dict, "strict": bool}
-# What in a core schema of Pydantic is data, not a schema.
+# The keys of a Pydantic core schema with values that are not schemas.
 _NO_CORE_SCHEMA: Final = {"config", "metadata", "serialization", "default", "expected", "cls", "function"}
-_TOKENS: Final = 2**31 - 1  # what the providers' own counters hold
+_TOKENS: Final = 2**31 - 1  # the most that providers accept
 
 
 class _SchemaInForms:
-    """Shows `response_schema` in JSON Schemas (and so in forms) as what can be typed there."""
+    """The JSON Schema of `response_schema`, for forms: an import string, or a JSON Schema object."""
 
     def __get_pydantic_json_schema__(self, _core: Any, _handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return {"anyOf": [{"type": "string"}, {"type": "object"}, {"type": "null"}]}
 
 
 def _schema_as_json(value: type[BaseModel] | dict[str, Any] | str | None) -> dict[str, Any] | str | None:
-    """A class travels by its import string; one that no other process can import, as the JSON Schema it stands for."""
+    """Return the import string of a class or, if other processes cannot import it, its JSON Schema."""
     if not isinstance(value, type):
         return value
     name = f"{value.__module__}:{value.__qualname__}"
@@ -58,7 +58,7 @@ def _schema_as_json(value: type[BaseModel] | dict[str, Any] | str | None) -> dic
 
 
 class Options(Document):
-    """How to answer. What is left empty is left to the provider."""
+    """How the model is to answer. Unset fields use the provider's default."""
 
     system_instruction: Text | None = Field(default=None, description="Instructions for the model, before the prompt.")
     response_schema: Annotated[Any, PlainSerializer(_schema_as_json), _SchemaInForms()] = Field(
@@ -79,7 +79,7 @@ class Options(Document):
     reasoning_budget_tokens: StrictInt | None = Field(
         default=None, ge=0, le=_TOKENS, description="How many tokens thinking may take."
     )
-    # Neither is for logs: long as they are, they may hold addresses, and what follows the ? of one may be secret.
+    # Kept out of logs: they are long, and may contain addresses whose query is secret.
     history: list[JsonObject] | None = Field(
         default=None,
         repr=False,
@@ -91,7 +91,7 @@ class Options(Document):
         description="An earlier envelope, or its JSON, to go on from. Only its conversation is used.",
     )
     max_tokens: StrictInt | None = Field(default=None, gt=0, le=_TOKENS, description="The longest answer, in tokens.")
-    # Text first: what is no handle is refused by the handle with words of its own.
+    # Text first, so that an invalid handle is refused with the error of CacheHandle.
     cache: Text | CacheHandle | None = Field(
         default=None, description="A cache to answer from: its handle or, in flows, run and run_many, its name."
     )
@@ -141,9 +141,7 @@ class Options(Document):
     def _usable_tools(cls, value: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
         names = [_check_tool(index, tool) for index, tool in enumerate(value or [])]
         if doubled := {name for name in names if names.count(name) > 1}:
-            raise ConfigurationError(
-                f"Two tools are called {doubled.pop()!r}.", hint="Give each tool a name of its own."
-            )
+            raise ConfigurationError(f"Two tools are named {doubled.pop()!r}.", hint="Give each tool a unique name.")
         return value
 
     @field_validator("tool_choice", mode="before")
@@ -165,10 +163,10 @@ class Options(Document):
 
     @field_validator("continue_from", mode="before")
     @classmethod
-    def _the_conversation_alone(cls, value: Any) -> Any:
+    def _extract_conversation(cls, value: Any) -> Any:
         if isinstance(value, ResultEnvelope):
             value = value.model_dump(mode="json", include={"conversation_state"})
-        # Options go along with each run, and into its record: the rest of an envelope would go there for nothing.
+        # Options are stored with each run, and nothing else of the envelope is needed.
         return {STATE: value[STATE]} if isinstance(value, dict) and STATE in value else value
 
     @field_validator("cache")
@@ -176,8 +174,8 @@ class Options(Document):
     def _usable_cache(cls, value: CacheHandle | str | None) -> CacheHandle | str | None:
         if value == "auto":
             raise ConfigurationError(
-                "Options(cache='auto') names no cache: which one serves depends on the run.",
-                hint="Pass cache='auto' to the flow, to run or to run_many, beside its options.",
+                "Options(cache='auto') names no cache.",
+                hint="Pass cache='auto' to the flow, to run or to run_many instead of to its options.",
             )
         if isinstance(value, str) and not value.strip():
             raise ConfigurationError("cache is blank.", hint="Write the name of a PolluxCache, or leave cache out.")
@@ -218,26 +216,26 @@ class Options(Document):
 
     @property
     def cache_handle(self) -> CacheHandle | None:
-        """The handle of the cache. A name has none before it is looked up, which no request is made without."""
+        """The handle of the cache; None for the name of a cache, which is looked up before a request is made."""
         return self.cache if isinstance(self.cache, CacheHandle) else None
 
     def response_model(self) -> type[BaseModel] | None:
-        """The Pydantic model the answer becomes, if it is one."""
+        """Return the Pydantic model of the structured answer, if there is one."""
         if isinstance(self.response_schema, str):
             return _find_model(self.response_schema)
         return self.response_schema if isinstance(self.response_schema, type) else None
 
     def response_json_schema(self) -> dict[str, Any] | None:
-        """The shape of the answer as JSON Schema."""
+        """Return the shape of the answer as JSON Schema."""
         if model := self.response_model():
             return cast(dict[str, Any], json.loads(_schema_of(model)))
         schema: dict[str, Any] | None = self.response_schema
         return schema
 
 
-@lru_cache(maxsize=64)  # a batch asks once a row
+@lru_cache(maxsize=64)  # called once for each row of a batch
 def _schema_of(model: type[BaseModel]) -> str:
-    """Return the JSON Schema of a model, as text; refuse a model whose patterns a hostile answer could keep busy."""
+    """Return the JSON Schema of a model, as text. Refuses a model with patterns on which an answer could hang."""
     try:
         schema = json.dumps(plain(model.model_json_schema()))
         engine = model.model_config.get("regex_engine", "rust-regex")
@@ -245,12 +243,12 @@ def _schema_of(model: type[BaseModel]) -> str:
     except Exception as error:  # noqa: BLE001 (a model may write its schema itself)
         raise ConfigurationError(
             f"{model.__name__} has no JSON Schema to send as response_schema: {error}",
-            hint="Keep to fields that JSON has: text, numbers, booleans, lists, dicts and models of them.",
+            hint="Use types that JSON has: text, numbers, booleans, lists, dicts and models of them.",
         ) from None
     if pattern is not None:
         raise ConfigurationError(
-            f"{model.__name__} checks the pattern {pattern!r} with Python's re, which can backtrack for ever on an "
-            "answer and cannot be stopped.",
+            f"{model.__name__} checks the pattern {pattern!r} with Python's re, which can backtrack endlessly on an "
+            "answer and cannot be interrupted.",
             hint="Write the pattern as text, without re.compile and regex_engine='python-re'. If it needs look-around, "
             f"pass {model.__name__}.model_json_schema(), whose patterns are checked under timeout_s.",
         )
@@ -258,9 +256,9 @@ def _schema_of(model: type[BaseModel]) -> str:
 
 
 def _find_backtracking_pattern(core_schema: Any, engine: str) -> str | None:
-    """Find a pattern that Pydantic runs with Python's `re`, which holds the GIL: no deadline ends it.
+    """Return a pattern that Pydantic runs with Python's `re`, which holds the GIL, so that no deadline can end it.
 
-    Patterns given as text go to Rust's engine by default, which takes linear time.
+    Patterns given as text are run by Rust's engine by default, which takes linear time.
     """
     for schema, default_engine in walk_core_schema(core_schema, engine):
         pattern = schema.get("pattern") if schema["type"] == "str" else None
@@ -272,14 +270,14 @@ def _find_backtracking_pattern(core_schema: Any, engine: str) -> str | None:
 
 
 def walk_core_schema(core_schema: Any, engine: str = "rust-regex") -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield each schema in a core schema of Pydantic, with the engine for patterns that applies where it names none."""
+    """Yield each schema in a Pydantic core schema, with the regex engine that applies to it by default."""
     parts: Iterable[Any]
     if not isinstance(core_schema, dict):
         parts = core_schema if isinstance(core_schema, list | tuple) else ()
-    elif not isinstance(core_schema.get("type"), str):  # a map by name, such as fields
+    elif not isinstance(core_schema.get("type"), str):  # a dict by name, such as fields
         parts = core_schema.values()
     else:
-        if "config" in core_schema:  # a model's own replaces the one around it
+        if "config" in core_schema:  # the config of an inner model replaces that of the outer one
             engine = core_schema["config"].get("regex_engine", "rust-regex")
         yield core_schema, engine
         parts = [part for name, part in core_schema.items() if name not in _NO_CORE_SCHEMA]
@@ -291,7 +289,7 @@ def _find_model(name: str) -> type[BaseModel]:
     check_schema(name)
     found = import_named(name, "response_schema")
     if not (isinstance(found, type) and issubclass(found, BaseModel)):
-        raise ConfigurationError(f"response_schema {name!r} is no Pydantic model.", hint=INSTALL_HINT)
+        raise ConfigurationError(f"response_schema {name!r} is not a Pydantic model.", hint=INSTALL_HINT)
     return found
 
 

@@ -1,6 +1,6 @@
 """Output: the answers of a run in a file that the caller names, with a manifest of numbers beside it.
 
-The ending of its name chooses the format. The file appears once it is complete, and until then the earlier one stays.
+The file extension chooses the format. The file appears once it is complete, and until then an earlier one stays.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import fsspec
 from pydantic import Field
 
 from pollux_flows import access
-from pollux_flows.address import check_no_credentials, is_path, local_path, protocol, shown, shown_in
+from pollux_flows.address import check_no_credentials, is_path, local_path, protocol, redact_address, redact_text
 from pollux_flows.answer_rows import AnswerRow, csv_header, csv_lines, json_lines
 from pollux_flows.document import Record
 from pollux_flows.errors import ConfigurationError, PolluxError, SourceError
@@ -33,17 +33,17 @@ Bucket = Literal["succeeded", "failed", "expired", "cancelled", "invalid_output"
 BUCKETS: Final[tuple[Bucket, ...]] = get_args(Bucket)
 
 _CSV: Final = ".csv"
-# A file of another kind could be one that a program runs or obeys.
+# A file of another type could be one that a program executes or reads as its settings.
 _ENDINGS: Final = (".jsonl", ".ndjson", _CSV)
 _ADVICE: Final = ".jsonl for lines of JSON, with .csv for a table, or with a slash for a folder"
 _READ_ONLY: Final = {"http", "https", "github"}
 _ABANDONED_S: Final = 60.0
-# These show an object when it is closed. A disk, a local one or a server's, shows a file from its first byte.
+# These show an object only once it is closed. A local or remote disk shows a file from its first byte.
 _OBJECT_STORES: Final = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
 
 
 class Manifest(Record):
-    """The results in an output as numbers that add up to the prompts that were asked."""
+    """The numbers of results in an output, which add up to the number of prompts."""
 
     submitted: int
     succeeded: int = 0
@@ -71,22 +71,23 @@ class Manifest(Record):
 
 
 class _AnyManifest(Record):
-    """The part of a manifest that tells whose it is: that of answers, or of a table with answers."""
+    """The field that all manifests share, those of answers and those of tables: the output that they belong to."""
 
     output: str | None = None
 
 
 def resolve_output(output: str, endings: Sequence[str] = _ENDINGS, *, advice: str = _ADVICE) -> str:
-    """Return `output` as an absolute place, or raise a ConfigurationError, before anything is asked or submitted.
+    """Return `output` as an absolute path or address. Raises a ConfigurationError if it cannot be used.
 
-    The name of a file must have one of these `endings`; `advice` says what each is for.
+    Called before anything is asked or submitted. The name of a file must have one of these `endings`; `advice` says
+    what each is for.
     """
     if not output.strip():
         raise ConfigurationError("output is blank.", hint="Write a path or an address, or leave it out.")
     is_folder, is_guarded = output.endswith("/"), access.guards_output(output)
     try:
         check_no_credentials(output, path=is_path(output))
-        if ":" in output:  # else a mere name would be read as a protocol
+        if ":" in output:  # otherwise a mere name would be read as a protocol
             access.check_protocols(output)
         _check_protocol(output)
         if not is_folder:
@@ -96,7 +97,7 @@ def resolve_output(output: str, endings: Sequence[str] = _ENDINGS, *, advice: st
         raise ConfigurationError(f"output cannot be used: {error.message}", hint=error.hint) from None
     except (ValueError, ImportError) as error:
         raise ConfigurationError(
-            f"output cannot be {shown(output)!r}: {error}",
+            f"output cannot be {redact_address(output)!r}: {error}",
             hint="Write a path, or an address such as s3://bucket/answers.jsonl, whose package is installed.",
         ) from None
     if is_guarded:
@@ -120,14 +121,14 @@ def check_writable(path: str) -> None:
         _create_and_remove(path.removesuffix("/"))
     except Exception as error:  # noqa: BLE001 (each file system has errors of its own)
         raise ConfigurationError(
-            f"output {shown(path)!r} cannot be written to: {describe_error(error)}.",
-            hint="Make room, give this process the right to write there, or name another place. Nothing was asked.",
+            f"output {redact_address(path)!r} cannot be written to: {describe_error(error)}.",
+            hint="Free space, give this process write access, or name another place. Nothing was asked.",
         ) from None
 
 
 def describe_error(error: Exception) -> str:
     """Return the kind and the reason of a file system's error, without a full stop."""
-    return f"{type(error).__name__}: {shown_in(str(error)).rstrip('.')}"
+    return f"{type(error).__name__}: {redact_text(str(error)).rstrip('.')}"
 
 
 def _create_and_remove(path: str) -> None:
@@ -150,10 +151,10 @@ async def write_output(
     hint: str,
     is_guarded: bool = False,
 ) -> None:
-    """Write a row per prompt to `path`, and the manifest beside it. An existing file is replaced by the complete one.
+    """Write one row per prompt to `path`, and the manifest beside it. An existing file is replaced once all is written.
 
-    If `is_guarded`, only a file with its manifest is replaced. The manifest is then written first: an attempt that
-    follows a killed one must recognise the answers as its own. `what` and `hint` are for the error.
+    If `is_guarded`, only a file with its manifest is replaced. The manifest is then written first, so that a retry of
+    a killed attempt recognises the answers as its own. `what` and `hint` are for the error.
     """
     is_csv = path.lower().endswith(_CSV)
     lines = csv_lines if is_csv else json_lines
@@ -176,32 +177,32 @@ async def write_output(
         raise
     except Exception as error:  # noqa: BLE001 (each file system has errors of its own)
         raise ConfigurationError(
-            f"{what} could not be written to {shown(path)}: {describe_error(error)}.", hint=hint
+            f"{what} could not be written to {redact_address(path)}: {describe_error(error)}.", hint=hint
         ) from None
 
 
 def _check_protocol(output: str) -> None:
     if protocol(output) in _READ_ONLY:
         raise ConfigurationError(
-            f"output {shown(output)!r} cannot be written to: {protocol(output)} is only read from.",
+            f"output {redact_address(output)!r} cannot be written to: {protocol(output)} is read-only.",
             hint="Name a file, or an object such as s3://bucket/answers.jsonl.",
         )
 
 
 def _check_ending(output: str, endings: Sequence[str], advice: str, *, is_guarded: bool) -> None:
-    # An error must not reveal to those who may not write there whether it is a folder.
+    # A restricted run must not find out from an error whether a folder exists.
     if not is_guarded and is_path(output) and Path(local_path(output)).expanduser().is_dir():
         raise ConfigurationError(
-            f"output {shown(output)!r} is a folder.", hint="Write a slash at its end, or name a file in it."
+            f"output {redact_address(output)!r} is a folder.", hint="Write a slash at its end, or name a file in it."
         )
     if not output.lower().endswith(tuple(endings)):
         raise ConfigurationError(
-            f"output {shown(output)!r} ends with none of {', '.join(endings)}.", hint=f"End it with {advice}."
+            f"output {redact_address(output)!r} ends with none of {', '.join(endings)}.", hint=f"End it with {advice}."
         )
 
 
 def write_manifest(path: str, manifest: Record) -> None:
-    """Write the manifest of the output at `path`, which it names in its field `output`."""
+    """Write the manifest of the output at `path` beside it. Its field `output` must be that path."""
     file = NewFile(manifest_path(path))
     try:
         file.write(f"{manifest.model_dump_json(indent=2)}\n".encode())
@@ -212,16 +213,18 @@ def write_manifest(path: str, manifest: Record) -> None:
 
 
 def manifest_path(path: str) -> str:
-    """Return the place of the manifest of an output: beside it."""
+    """Return the path of the manifest of an output, which is beside it."""
     return f"{path.removesuffix('/').removesuffix('.jsonl')}.manifest.json"
 
 
 def check_replaceable(output: str) -> None:
-    """Raise a ConfigurationError for a link, and for a file without a manifest, which no run has written."""
+    """Raise a ConfigurationError for a link, and for an existing file whose manifest shows no run that wrote it."""
     fs, _ = find_file_system(output)
     places = [output, manifest_path(output)]
     if is_local(fs) and any(os.path.realpath(place) != place for place in places):
-        raise ConfigurationError(f"output {shown(output)!r} is a link.", hint="Name the file that it points to.")
+        raise ConfigurationError(
+            f"output {redact_address(output)!r} is a link.", hint="Name the file that it points to."
+        )
     try:
         if not any(fs.exists(place) for place in places):
             return
@@ -232,7 +235,7 @@ def check_replaceable(output: str) -> None:
         raise unreadable_error(output, error) from None
     if output not in {written, os.path.realpath(written)}:
         raise ConfigurationError(
-            f"output {shown(output)!r} exists already, and no run of this package wrote it.",
+            f"output {redact_address(output)!r} exists already, and no run of this package wrote it.",
             hint="Name another file. The deployment's own parameters may name, and replace, any file.",
         )
 
@@ -240,8 +243,8 @@ def check_replaceable(output: str) -> None:
 def unreadable_error(output: str, error: Exception) -> ConfigurationError:
     """Return the error for an output of which this process cannot find out whether it exists, and who wrote it."""
     return ConfigurationError(
-        f"output {shown(output)!r} may exist already, and cannot be read: {describe_error(error)}.",
-        hint="Give this process the right to read there, or name another place. Nothing was replaced.",
+        f"output {redact_address(output)!r} may exist already, and cannot be read: {describe_error(error)}.",
+        hint="Give this process read access, or name another place. Nothing was replaced.",
     )
 
 
@@ -263,10 +266,10 @@ class NewFile:
         self.file.write(data)
 
     def complete(self) -> None:
-        """Give the file its name."""
+        """Rename the file to its final name."""
         if self._is_local:
             self.file.flush()
-            os.fsync(self.file.fileno())  # else a crash of the machine could leave its name without its contents
+            os.fsync(self.file.fileno())  # otherwise a crash of the machine could leave an empty file of that name
         self.file.close()
         if self._is_local:
             os.replace(self._written_as, self._path)  # noqa: PTH105 (a path of fsspec's)
@@ -274,7 +277,7 @@ class NewFile:
             self._fs.mv(self._written_as, self._path)
 
     def discard(self) -> None:
-        """Leave nothing behind, as far as that is possible: the error that led here is the one to report."""
+        """Remove the unfinished file, best effort, so that the error that led here is the one to be raised."""
         if self._written_as == self._path:
             with suppress(Exception):
                 self.file.discard()  # type: ignore[attr-defined]  # closing it would save it
@@ -292,7 +295,7 @@ def _unfinished(path: str) -> str:
 
 
 def lock_unfinished(descriptor: int) -> bool:
-    """Lock an open file or folder until it is closed; return False if another writer has."""
+    """Lock an open file or folder until it is closed. Return False if another writer has locked it."""
     try:
         import fcntl
 
@@ -303,11 +306,11 @@ def lock_unfinished(descriptor: int) -> bool:
 
 
 def remove_abandoned(path: str) -> None:
-    """Remove the unfinished files and folders that killed writers of this output have left."""
+    """Remove the unfinished files and folders of killed writers of this output."""
     pattern = re.compile(rf"{re.escape(Path(path).name)}\.[0-9a-f]{{8}}\.unfinished(\.earlier)?")
     with suppress(OSError):
         for entry in Path(path).parent.iterdir():
-            # One that was just made may not be locked yet.
+            # A new file may not be locked yet.
             if pattern.fullmatch(entry.name) and time.time() - entry.lstat().st_mtime > _ABANDONED_S:
                 _remove_if_unlocked(entry)
 
@@ -322,5 +325,5 @@ def _remove_if_unlocked(entry: Path) -> None:
 
 
 def is_local(fs: Any) -> bool:
-    """Return whether this fsspec file system is that of this machine."""
+    """Return whether this fsspec file system is the local one."""
     return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))

@@ -1,7 +1,7 @@
-"""Pages: the Markdown that people read on the page of a run.
+"""Pages: the Markdown page of a run.
 
-First what failed and what to do about it, then a summary, then each question with its answer, then what was asked about
-and how. What a model or a source wrote is shown as text: it brings no HTML, no image and no link but http(s).
+A page shows the failures with advice, then a summary, then each prompt with its answer, then the sources and options.
+Text of a model or a source is escaped: it cannot add HTML, images, or links other than http(s).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from pollux_flows.source import Source
 from pollux_flows.turn import Turn
 
 _CACHES: Final = {"explicit": "created", "warm": "the first prompt writes it", "none": "none"}
-# A page that a browser still opens; `pollux-flows answers` lists all.
+# Browsers open longer pages slowly; `pollux-flows answers` lists all.
 _SHOWN: Final = 50
 _LONGEST_SHOWN: Final = 4000
 _LONGEST_CELL: Final = 300
 _LONGEST_HEADING: Final = 80
 _NO_WEB_LINK: Final = re.compile(r"(\]\(|^[ \t>]*\[[^\]\n]+\]:)(?=\s*(?!<?https?://))", re.MULTILINE)
-# They turn the direction of text around, so that a name or an address reads as another.
-_TURNING: Final = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# These change the direction of text, so that a name or an address may look like a different one.
+_BIDI_MARKS: Final = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ConversationView:
     exchanges: int
     last_turns: Sequence[Turn]
     tools: Sequence[str]
-    """Those that the model could call, as import strings."""
+    """The tools that the model may call, as import strings."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class RunInput:
     sources: Sequence[Source] = ()
     options: Options = field(default_factory=Options)
     each_source: bool = False
-    """True if the prompts are about each source by itself."""
+    """True if the prompts are asked about each source separately."""
     conversation: ConversationView | None = None
     """The conversation that the prompt is part of."""
 
@@ -68,7 +68,7 @@ def render_answers(
 ) -> str:
     """Return the page of a run with one envelope.
 
-    `advice` says what a retry does, `output` where the answers were written as well.
+    `advice` says what a retry does; `output` is the file that the answers were also written to.
     """
     parts = [
         _failures(run_input, [envelope], advice),
@@ -83,7 +83,7 @@ def render_answers(
 def render_grid(
     run_input: RunInput, envelopes: Sequence[ResultEnvelope], advice: str | None = None, output: str | None = None
 ) -> str:
-    """Return the page of a broadcast: a table of short answers, then a section a source."""
+    """Return the page of a broadcast: a table of short answers, then a section for each source."""
     header = ["Source", *(cell(prompt or "(no prompt)", _LONGEST_HEADING) for prompt in run_input.prompts)]
     grid = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     pairs = list(zip(run_input.sources, envelopes, strict=True))
@@ -110,13 +110,13 @@ def render_grid(
 
 
 def headline(run_input: RunInput, envelopes: Sequence[ResultEnvelope]) -> str:
-    """Return the line that describes a page in a list."""
+    """Return the description of a page, for lists of pages."""
     calls = sum(len(envelope.answers) for envelope in envelopes)
     return f"{run_input.target.model}: {count_of(calls, 'call')}, {_status(envelopes)}"
 
 
 def outcome_line(envelopes: Sequence[ResultEnvelope]) -> str:
-    """Return the outcome of a run with its price, for the log."""
+    """Return the outcome of a run with its price as one line, for the log."""
     calls = sum(len(envelope.answers) for envelope in envelopes)
     failed = sum(failure is not None for envelope in envelopes for failure in envelope.errors or ())
     metrics = [envelope.metrics for envelope in envelopes]
@@ -140,7 +140,7 @@ def questions(prompts: Sequence[str | None], envelope: ResultEnvelope, level: st
 
 
 def render_cache(record: CacheRecord) -> str:
-    """Return the page of a cache: its contents, its size, its price, and from how many prompts on it pays."""
+    """Return the page of a cache: its contents, its size, its price, and its break-even number of prompts."""
     tokens = record.tokens
     prices = None if tokens is None else price_cache(record.target, tokens)
     stored = None if prices is None else prices.stored_per_hour
@@ -182,17 +182,17 @@ def render_estimate(estimate: Estimate) -> str:
 
 
 def cell(text: str, longest: int = _LONGEST_CELL) -> str:
-    """Return a text on one line, without what would end a table's cell."""
+    """Return a text as a cell of a Markdown table, on one line and escaped."""
     line = " ".join(text.split())
     line = line if len(line) <= longest else line[: longest - 1] + "…"
     return inert(line.replace("\\", "\\\\")).replace("|", "\\|")
 
 
 def inert(text: str) -> str:
-    """Return a text whose HTML, images and links other than http(s) are shown as they are written."""
+    """Return a text with its HTML, images and links other than http(s) escaped."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace("![", "!\\[")
     text = _NO_WEB_LINK.sub(lambda found: f"\\{found[0]}" if found[0] == "](" else found[0].replace("[", "\\["), text)
-    return _name_turning_marks(text)
+    return _name_bidi_marks(text)
 
 
 def count_of(number: int, noun: str) -> str:
@@ -212,7 +212,7 @@ def _answer(envelope: ResultEnvelope, index: int) -> list[str]:
         lines += [*_quote(envelope.answers[index]), ""]
     if reasoning := envelope.reasoning[index] if envelope.reasoning else None:
         # On one line: the UI shows what follows an empty line outside the fold.
-        text = "<br>".join(_name_turning_marks(html.escape(_cut(reasoning))).splitlines())
+        text = "<br>".join(_name_bidi_marks(html.escape(_cut(reasoning))).splitlines())
         lines += [f"<details><summary>Reasoning</summary>{text}</details>", ""]
     finish_reason = (envelope.metrics.get("finish_reasons") or {index: None})[index]
     if finish_reason not in {"stop", None}:
@@ -228,7 +228,7 @@ def _structured(value: Any) -> list[str]:
     if isinstance(data, list) and data and all(_is_flat(row) and row.keys() == data[0].keys() for row in data):
         lines = ["| " + " | ".join(map(cell, data[0])) + " |", "|" + " --- |" * len(data[0])]
         return [*lines, *("| " + " | ".join(cell(_plain(each)) for each in row.values()) + " |" for row in data)]
-    text = _name_turning_marks(_cut(json.dumps(data, indent=2, ensure_ascii=False)))
+    text = _name_bidi_marks(_cut(json.dumps(data, indent=2, ensure_ascii=False)))
     return [f"    {line}" for line in text.splitlines()]
 
 
@@ -241,7 +241,7 @@ def _plain(value: Any) -> str:
 
 
 def _failures(run_input: RunInput, envelopes: Sequence[ResultEnvelope], advice: str | None) -> list[str]:
-    """Return what failed, and what to do about it: the first thing to read."""
+    """Return the lines about failed prompts, with advice."""
     failed = [
         (number, failure)
         for number, envelope in enumerate(envelopes)
@@ -265,7 +265,7 @@ def _failures(run_input: RunInput, envelopes: Sequence[ResultEnvelope], advice: 
         verb = " will" if len(hopeless) == len(failed) else ""
         lines += ["", f"**{which}{verb} succeed by a retry alone**: change the input first, as each line says."]
     if len(hopeless) < len(failed):
-        lines += ["", f"**Retry** this run. {advice or 'It asks only what has no answer.'}"]
+        lines += ["", f"**Retry** this run. {advice or 'It asks only the prompts without an answer.'}"]
     return [*lines, ""]
 
 
@@ -316,7 +316,7 @@ def _money(target: Target, envelopes: Sequence[ResultEnvelope]) -> dict[str, str
 
 
 def _caching(envelopes: Sequence[ResultEnvelope]) -> dict[str, str]:
-    """Return the rows about caches: tokens sent, read and written, storage, and the saving against the naive way."""
+    """Return the rows about caches: tokens sent, read and written, storage, and the saving compared with no cache."""
     parts = [part for envelope in envelopes if (part := envelope.metrics.get("caching"))]
     if not parts:
         return {}
@@ -337,7 +337,7 @@ def _caching(envelopes: Sequence[ResultEnvelope]) -> dict[str, str]:
         if any("storage_usd" in part for part in parts) and (storage := add("storage_usd")) is not None:
             rows["Storage"] += f", {dollars(storage)} until it ends"
         elif created == 0:
-            rows["Storage"] += "; the cache was there before, and its creation and storage are not counted here"
+            rows["Storage"] += "; the cache existed before, so its creation and storage are not counted here"
     rows["Saved by caching"] = (
         "unknown" if saved is None else f"{saved:,} of {naive:,} tokens{_percentage(saved, naive)}"
     )
@@ -360,7 +360,7 @@ def _percentage(part: float, complete: float) -> str:
 
 
 def _conversation(view: ConversationView | None) -> list[str]:
-    """Return the last turns of a conversation, with the calls of tools and their results."""
+    """Return the last turns of a conversation, with tool calls and their results."""
     if view is None:
         return []
     lines = [f"## Conversation: {cell(view.name, _LONGEST_HEADING)}", ""]
@@ -376,7 +376,7 @@ def _conversation(view: ConversationView | None) -> list[str]:
 
 
 def _inputs(run_input: RunInput) -> list[str]:
-    """Return the sources and the options that were used."""
+    """Return the lines about the sources and the options of the run."""
     lines: list[str] = []
     if run_input.sources:
         rows = [
@@ -387,7 +387,7 @@ def _inputs(run_input: RunInput) -> list[str]:
         if (more := len(run_input.sources) - _SHOWN) > 0:
             lines += ["", f"… and {more:,} more."]
     options = run_input.options.model_dump(mode="json", exclude_defaults=True)
-    # A conversation is long, and may hold addresses with a secret in them.
+    # A conversation is long, and may contain addresses with secrets.
     for name in {"history", "continue_from"} & options.keys():
         options[name] = "of an earlier conversation"
     if options:
@@ -413,13 +413,13 @@ def _table(first: str, second: str, rows: Mapping[str, str]) -> list[str]:
 
 
 def _quote(text: str) -> list[str]:
-    """Quote a text, so that no Markdown in it takes effect outside the quotation."""
+    """Return the lines of a Markdown quotation of a text."""
     return [f"> {line}" for line in inert(_cut(text)).splitlines()]
 
 
-def _name_turning_marks(text: str) -> str:
-    """Return a text in which the marks that turn its direction around are shown by their names."""
-    return _TURNING.sub(lambda found: f"⟨{unicodedata.name(found[0]).lower()}⟩", text)
+def _name_bidi_marks(text: str) -> str:
+    """Return a text with each character that changes its direction replaced by the character's name."""
+    return _BIDI_MARKS.sub(lambda found: f"⟨{unicodedata.name(found[0]).lower()}⟩", text)
 
 
 def _cut(text: str) -> str:

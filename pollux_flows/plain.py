@@ -1,7 +1,6 @@
 """Plain data: values that JSON can carry.
 
-Input from a caller that JSON cannot represent is refused; in text that came from a provider, lone surrogates are
-replaced.
+Input of a caller that JSON cannot represent is refused; in text from a provider, lone surrogates are replaced.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BeforeValidator, Strict
 
-# Far more than any schema or conversation has, and below the limits of JSON parsers.
+# Deeper than any schema or conversation, and below the limits of JSON parsers.
 _DEEPEST: Final = 100
 # Python refuses to parse longer numbers.
 _LARGEST: Final = 10**4000
@@ -26,13 +25,13 @@ canonical: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensur
 
 
 def plain(value: Any) -> Any:
-    """Return a copy of `value` made of JSON types only; raise a ValueError that names the first other value."""
+    """Return a copy of `value` made of JSON types only. Raises a ValueError that names the first other value."""
     return _plain(value, "", 0)
 
 
 def _plain(value: Any, where: str, depth: int) -> Any:
     if depth > _DEEPEST:
-        raise ValueError(f"it is nested more than {_DEEPEST} deep, or holds itself")
+        raise ValueError(f"it is nested more than {_DEEPEST} deep, or contains itself")
     match value:
         case None | bool():
             return value
@@ -72,7 +71,7 @@ def _place(where: str) -> str:
 
 def replace_surrogates(value: Any, depth: int = 0) -> Any:
     """Return `value` with each lone surrogate replaced by `\N{REPLACEMENT CHARACTER}`, so that it can be stored."""
-    # Every streamed piece of an answer passes through here: comparing types takes a third of the time of `match`.
+    # Called for every streamed piece of an answer: comparing types takes a third of the time of `match`.
     kind = type(value)
     if kind is str:
         return value if value.isascii() or not _LONE_SURROGATE.search(value) else _replace_surrogates(value)

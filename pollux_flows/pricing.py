@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 # The providers that bill by a price list, and their ids in the table.
 _LISTS: Final[dict[ProviderName, str]] = {"gemini": "google", "openai": "openai", "anthropic": "anthropic"}
-# A route of OpenRouter may cost more than the model is listed for: the list serves for estimates alone.
+# A route of OpenRouter may cost more than the list price of the model, so the list is used only for estimates.
 _ESTIMATES: Final[dict[ProviderName, str]] = {**_LISTS, "openrouter": "openrouter"}
 # The values by which providers report a request at the usual price.
 _USUAL_TIERS: Final = {None, "standard", "default"}
 _USUAL_SPEEDS: Final = {None, "standard"}
 _USUAL_REGIONS: Final = {None, "", "global", "not_available"}
-# The prices of a model that turns tokens into text. A model with other prices (per generated image, per hour of
-# audio) is billed by units that our usage does not count.
+# The prices of a model that turns tokens into text. A model with other prices (per generated image, per hour of audio)
+# is billed by units that our usage does not count.
 _TOKENS: Final = {
     "input_mtok": "input",
     "cache_read_mtok": "cached input",
@@ -40,7 +40,8 @@ _TOKENS: Final = {
     "output_mtok": "output",
 }
 _TOOLS: Final = {"web_searches_kcount", "storage_searches_kcount"}
-NO_CALL_TAKES: Final = 10**12  # tokens
+IMPOSSIBLE_TOKENS: Final = 10**12
+"""More tokens than any call can take."""
 _MILLION: Final = 1_000_000
 # US dollars for a million tokens an hour, from Gemini's price list. genai-prices has no prices of storage.
 _STORAGE: Final = {
@@ -63,12 +64,12 @@ class Cost:
 def cost_of(target: Target, answer: Answer, *, batch: bool = False, at: datetime | None = None) -> Cost:
     """Return the cost of one answer: the provider's reported charge or, without one, the list price at that time.
 
-    Price answers one by one and add up their costs: some prices depend on the length of the prompt.
+    Price answers one by one and add up their costs, as some prices depend on the length of the prompt.
 
-    The list is `price_table()`. It knows cached tokens, cache writes, audio, long prompts, service tiers and batches.
-    The cost is unknown where the list does not know the model, or its price in a batch or a tier, and where the answer
-    used something that is billed in another way (a search, a region). No cost includes taxes, an account's discounts
-    and free quotas, the charges of a gateway at another `base_url`, or the storage hours of a persistent cache.
+    The list is `price_table()`. It has prices for cached tokens, cache writes, audio, long prompts, service tiers and
+    batches. The cost is unknown if the list lacks the model, or its price in a batch or a tier, and if the answer used
+    something that is billed in another way (a search, a region). No cost includes taxes, an account's discounts and
+    free quotas, the charges of a gateway at another `base_url`, or the storage hours of a persistent cache.
 
     The simulator's answers are priced like the provider's, so that a rehearsal shows what the real run may cost.
     """
@@ -79,16 +80,16 @@ def cost_of(target: Target, answer: Answer, *, batch: bool = False, at: datetime
 
 
 def cost_uncached(target: Target, answer: Answer, *, batch: bool = False, at: datetime | None = None) -> Cost:
-    """Return what an answer would have cost, at list prices, if no cache had been read or written."""
+    """Return the cost of an answer at list prices if no cache had been read or written."""
     if target.provider == "openrouter":
-        return Cost(None, "OpenRouter does not say what it would have charged without a cache.")
+        return Cost(None, "OpenRouter does not report the price without a cache.")
     usage = {**answer.usage, "cached_tokens": 0, "cache_write_tokens": 0}
     billing = answer.billing.model_copy(update={"cached_audio_tokens": 0, "long_cache_write_tokens": 0})
     return cost_of(target, answer.model_copy(update={"usage": usage, "billing": billing}), batch=batch, at=at)
 
 
 def storage_price(target: Target) -> float | None:
-    """Return the price of storing a million cached tokens for an hour, in US dollars; None where it is not known."""
+    """Return the price of storing a million cached tokens for an hour, in US dollars; None if unknown."""
     return _STORAGE.get(target.model.removeprefix("models/")) if target.provider == "gemini" else None
 
 
@@ -98,15 +99,15 @@ class InputPrices:
 
     plain: float
     cached: float | None
-    """Read from a cache; None where the list has no such price."""
+    """Read from a cache; None if the list has no such price."""
     written: float | None = None
-    """Written to a cache by a prompt that is to be cached, for five minutes."""
+    """Written to a cache for five minutes."""
     written_1h: float | None = None
-    """Written to be cached for an hour."""
+    """Written to a cache for an hour."""
 
 
 def input_prices(target: Target, prompt_tokens: int) -> InputPrices | None:
-    """Return the list prices of input today, for prompts of that length; None where the list does not know them."""
+    """Return today's list prices of input, for prompts of that length; None if the list lacks them."""
     if target.provider not in _LISTS:
         return None
     prices = _prices(_LISTS[target.provider], _names(target.model, None), (), datetime.now(UTC).date())
@@ -126,12 +127,12 @@ def cost_at_most(
     every_tier: bool = False,
     batch: bool = False,
 ) -> Cost:
-    """Return the list price of a call whose tokens are all of the dearest of the `kinds` of input.
+    """Return the list price of a call if all its tokens are of the most expensive of the `kinds` of input.
 
-    With `every_tier` it is that of the dearest service tier or speed.
+    With `every_tier`, the most expensive service tier or speed is assumed.
     """
     if target.provider not in _ESTIMATES:
-        return Cost(None, "The cost of an answer from a local server is not known.")
+        return Cost(None, "The cost of an answer from a local server is unknown.")
     table, names, day = _ESTIMATES[target.provider], _names(target.model, None), datetime.now(UTC).date()
     terms: list[tuple[tuple[str, str], ...]] = [(("processing", "batch"),) if batch else ()]
     if every_tier and not batch:
@@ -147,7 +148,7 @@ def cost_at_most(
 
 
 def context_window(target: Target) -> int | None:
-    """Return how many tokens the model takes at once; None where the list does not say."""
+    """Return the size of the model's context in tokens; None if the list lacks it."""
     table = _ESTIMATES.get(target.provider)
     model = None if table is None else _model(table, target.model.removeprefix("models/"))
     return None if model is None else model.context_window
@@ -158,12 +159,12 @@ def total(costs: Iterable[Cost]) -> Cost:
     costs = list(costs)
     if reasons := [cost.unknown for cost in costs if cost.usd is None]:
         return unknown_total(len(reasons), len(costs), str(reasons[0]))
-    # A token costs a billionth of a dollar or more: anything far below that is floating-point error.
+    # A token costs at least a billionth of a dollar: anything far below that is floating-point error.
     return Cost(round(math.fsum(cost.usd or 0.0 for cost in costs), 12))
 
 
 def unknown_total(count: int, of: int, first_reason: str) -> Cost:
-    """Return the sum of so many costs when this many of them are unknown."""
+    """Return the unknown sum of `of` costs, of which `count` are unknown."""
     return Cost(None, f"The cost of {count} of {of} answers is unknown. The first: {first_reason}")
 
 
@@ -177,7 +178,7 @@ def dollars(usd: float) -> str:
 
 
 def dollars_up(usd: float) -> str:
-    """Format an amount for people, rounded up: a limit of that much is enough."""
+    """Format an amount for people, rounded up, so that it can be used as a limit."""
     exact = Decimal(usd)
     digits = Decimal(1).scaleb(exact.adjusted() - 1) if exact else Decimal(1)
     return dollars(float(exact.quantize(min(digits, Decimal("0.01")), ROUND_CEILING)))
@@ -195,16 +196,16 @@ class _UnknownError(Exception):
 def _usd(target: Target, answer: Answer, batch: bool, at: datetime) -> float:
     billing = answer.billing
     if target.provider == "local":
-        raise _UnknownError("The cost of an answer from a local server is not known.")
+        raise _UnknownError("The cost of an answer from a local server is unknown.")
     if target.provider == "openrouter":
-        # Its price depends on the route that it took, which is on no list.
+        # The price depends on the route of the call, which no list contains.
         if billing.cost_usd is None:
             raise _UnknownError("OpenRouter did not report what it charged for this answer.")
         return billing.cost_usd
     if billing.server_tools:
-        raise _UnknownError("The answer used the provider's own tools (a search, say), which cost more than tokens.")
+        raise _UnknownError("The answer used tools of the provider, such as a search, which are billed separately.")
     if billing.region not in _USUAL_REGIONS:
-        raise _UnknownError(f"The answer was made in region {billing.region!r}, which may have a price of its own.")
+        raise _UnknownError(f"The answer was made in region {billing.region!r}, which may have a different price.")
     prices = _prices(
         _LISTS[target.provider], _names(target.model, answer.model), _terms(billing, batch), at.astimezone(UTC).date()
     )
@@ -214,7 +215,7 @@ def _usd(target: Target, answer: Answer, batch: bool, at: datetime) -> float:
 
 
 def _names(asked: str, answered: str | None) -> tuple[str, ...]:
-    """Return the names to look the model up by: the one that answered and, if that is a dated form, the one asked."""
+    """Return the names to look the model up by: that of the answer and, if it is a dated form, the requested one."""
     asked = asked.removeprefix("models/")
     if answered is None:
         return (asked,)
@@ -223,7 +224,7 @@ def _names(asked: str, answered: str | None) -> tuple[str, ...]:
 
 
 def _terms(billing: Billing, batch: bool) -> tuple[tuple[str, str], ...]:
-    """Return the conditions that change the price from the usual one, in the list's terms."""
+    """Return the conditions under which a price differs from the usual one, in the terms of the list."""
     terms = []
     # A batch is a way to submit requests, not a tier: OpenAI reports it as "default", Anthropic as "batch".
     if batch or billing.service_tier == "batch":
@@ -235,17 +236,17 @@ def _terms(billing: Billing, batch: bool) -> tuple[tuple[str, str], ...]:
     return tuple(terms)
 
 
-# A lookup takes 50 µs, a failed one as long: both are cached.
+# A lookup takes 50 µs, and so does a failed one: both are cached.
 @lru_cache(maxsize=1024)
 def _prices(
     table: str, names: tuple[str, ...], terms: tuple[tuple[str, str], ...], day: date
 ) -> dict[str, _Price] | str:
-    """Return the model's list prices on that day, or a text that says why there are none."""
+    """Return the model's list prices on that day, or a reason why there are none."""
     noon = datetime.combine(day, time(12), UTC)
     model = next((model for name in names if (model := _model(table, name))), None)
     if model is None:
         return f"{price_table()} has no price for the model {names[0]!r}."
-    if terms:  # where the list has no price for exactly these, the library would return the usual one
+    if terms:  # without a price for exactly these, the library would return the usual one
         variants = [variant for variant in model.price_variants or () if variant.when == dict(terms)]
         if not any(variant.constraint is None or variant.constraint.active(noon) for variant in variants):
             asked = " and ".join(f"{name} {value!r}" for name, value in terms)
@@ -253,26 +254,26 @@ def _prices(
     listed = vars(model.get_prices(noon, dict(terms)))
     prices = {name: price for name, price in listed.items() if price is not None and name not in _TOOLS}
     if prices.keys() - _TOKENS.keys() or not prices.keys() >= {"input_mtok", "output_mtok"}:
-        # Free models among them: the list marks a free price and an unknown one alike, by leaving it out.
-        return f"{price_table()} has no price by tokens of text for the model {names[0]!r}."
+        # This includes free models: the list leaves out both a free price and an unknown one.
+        return f"{price_table()} has no price per token of text for the model {names[0]!r}."
     return prices
 
 
 @lru_cache(maxsize=64)
 def _tiers(table: str, name: str) -> list[tuple[tuple[str, str], ...]]:
-    """Return the conditions under which the model has other prices than the usual ones, batches aside."""
+    """Return the conditions, apart from batches, under which the model's prices differ from the usual ones."""
     model = _model(table, name)
     variants = (model and model.price_variants) or ()
     return [tuple(variant.when.items()) for variant in variants if "processing" not in variant.when]
 
 
 def _model(table: str, name: str) -> ModelInfo | None:
-    # Takes 0.15 s once. This is the list that came with the package: it is never downloaded again.
+    # Takes 0.15 s once. This is the list that is installed with the package; it is never downloaded.
     from genai_prices.data import providers
 
     (provider,) = [provider for provider in providers if provider.id == table]
     model = provider.find_model(name)
-    # A fine-tuned model costs more than its base model, which a few rows overlook.
+    # A fine-tuned model costs more than its base model, but some rows match both.
     return None if model is None or name.startswith("ft:") != model.id.startswith("ft:") else model
 
 
@@ -284,7 +285,7 @@ def _bill(prices: Mapping[str, _Price], target: Target, answer: Answer) -> float
     prompt, cached = usage["input_tokens"], usage.get("cached_tokens", 0)
     written, long_written = usage.get("cache_write_tokens", 0), billing.long_cache_write_tokens
     if target.provider == "openai" and "cache_write_mtok" not in prices:
-        written = long_written = 0  # before GPT-5.6, OpenAI says, a cache write costs what any input does
+        written = long_written = 0  # before GPT-5.6, OpenAI bills a cache write like any input
     heard, heard_before = billing.audio_tokens, billing.cached_audio_tokens
     if "input_audio_mtok" not in prices:
         heard = heard_before = 0  # audio costs the same as text
@@ -297,7 +298,7 @@ def _bill(prices: Mapping[str, _Price], target: Target, answer: Answer) -> float
         "cache_audio_read_mtok": heard_before,
         "output_mtok": usage["output_tokens"],
     }
-    if min(counted.values()) < 0 or max(counted.values()) > NO_CALL_TAKES:
+    if min(counted.values()) < 0 or max(counted.values()) > IMPOSSIBLE_TOKENS:
         raise _UnknownError(f"The provider's token counts cannot be right: {usage}.")
     if missing := [what for name, what in _TOKENS.items() if counted[name] and name not in prices]:
         raise _UnknownError(f"{price_table()} has no price for {missing[0]} of {answer.model or target.model!r}.")
@@ -305,7 +306,7 @@ def _bill(prices: Mapping[str, _Price], target: Target, answer: Answer) -> float
 
 
 def _usd_for(price: _Price, tokens: int, prompt_tokens: int) -> Decimal:
-    """Return the cost of so many tokens, in a call whose prompt has `prompt_tokens`: long prompts may cost more."""
+    """Return the cost of `tokens` in a call whose prompt has `prompt_tokens`, as long prompts may cost more."""
     from genai_prices.types import calc_unit_price
 
     return calc_unit_price(price, tokens, prompt_tokens, per=_MILLION)

@@ -1,4 +1,4 @@
-"""run and run_many: all four phases, here and now. No Prefect, no server."""
+"""run, run_many and continue_tool: all four phases in this process, without Prefect."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def run(
     run_key: str | None = None,
     max_cost_usd: float | None = None,
 ) -> ResultEnvelope:
-    """Ask one thing, about one source or none. The last five arguments are those of `run_many`."""
+    """Ask one prompt, about one source or none. The last five arguments are those of `run_many`."""
     if source is not None and not isinstance(source, Source):
         raise SourceError(
             f"source is a {type(source).__name__}.", hint="For several sources use run_many(sources=[…])."
@@ -71,24 +71,24 @@ async def run_many(
     run_key: str | None = None,
     max_cost_usd: float | None = None,
 ) -> ResultEnvelope:
-    """Ask several things about the same sources, side by side. Answers come in prompt order.
+    """Ask several prompts about the same sources concurrently, and return the answers in the order of the prompts.
 
-    `prompts` is a list, or a column of a table of pandas, polars or Arrow.
+    `prompts` is a list, or a column of a pandas, polars or Arrow table.
 
-    The first call that failed is raised, after all of them have ended and every answer was saved; what they
-    brought is the error's `envelope`.
+    The error of the first call that failed is raised, after all calls have ended and every answer was saved. The
+    results of all calls are in the error's `envelope`.
 
-    `cache` names what the prompts are about, by handle or name of a cache; one that was lost is made again where its
-    name is known. "auto" holds the sources in a cache of the provider while the run lasts, where that is cheaper.
+    `cache` is the handle or the name of a cache that the prompts are about; a lost cache is created again if its name
+    is known. "auto" holds the sources in a cache of the provider while the run lasts, where that is cheaper.
 
     Every answer is saved. `run_key` names the run that these calls belong to: a later call with the same key asks only
-    what is not answered yet. `reuse="always"` takes another run's answer to the same call as well, unless that is older
-    than `max_age` (seconds, or a timedelta); `reuse="never"` asks all of it again. The answers of a run, and the caches
-    that it creates, cost no more than `max_cost_usd`: a call is made only if its worst case fits.
+    the prompts without an answer. `reuse="always"` also reuses another run's answer to the same call, unless it is
+    older than `max_age` (seconds, or a timedelta); `reuse="never"` asks all prompts again. The answers of a run, and
+    the caches that it creates, cost at most `max_cost_usd`: a call is made only if its worst case fits.
     """
     if not isinstance(config, Config):
         raise ConfigurationError(f"config is a {type(config).__name__}.", hint="Pass Config(provider=…, model=…).")
-    # A timedelta is turned into seconds where the terms are made.
+    # Terms converts a timedelta into seconds.
     terms = Terms.model_validate({"reuse": reuse, "max_age": max_age, "run_key": run_key, "max_cost_usd": max_cost_usd})
     registry = open_registry(config)
     requested = await find_requested_cache(cache, options, registry)
@@ -103,7 +103,7 @@ async def run_many(
             found |= {outcome.index: outcome for outcome in await execution.answer_calls(missing)}
         plan, outcomes = execution.plan, [found[call.index] for call in plan.calls]
         error = first_error(outcomes, config.provider)
-        saved = await execution.answers.look_for_saved(outcomes) if error else None
+        saved = await execution.answers.check_saved(outcomes) if error else None
     duration_s = time.monotonic() - started
     envelope = await asyncio.to_thread(
         extract_envelope,
@@ -130,18 +130,18 @@ async def continue_tool(
     run_key: str | None = None,
     max_cost_usd: float | None = None,
 ) -> ResultEnvelope:
-    """Go on after tool calls, with what the tools brought: `{"tool_call_id": …, "content": …}` for each call.
+    """Continue after tool calls, with the result of each call: `{"tool_call_id": …, "content": …}`.
 
-    `options` are those of this turn: what earlier ones had (system_instruction, tools, …) is passed again where it
-    is to hold. The last four arguments are those of `run_many`.
+    `options` are those of this turn: options of earlier turns (system_instruction, tools, …) must be passed again if
+    they still apply. The last four arguments are those of `run_many`.
     """
     if options is not None and not isinstance(options, Options):
         raise ConfigurationError(f"options is a {type(options).__name__}.", hint="Pass Options(…).")
-    going_on = {"history": None, "continue_from": with_results(continue_from, tool_results)}
+    continued = {"history": None, "continue_from": with_results(continue_from, tool_results)}
     return await run_many(
         None,
         config=config,
-        options=(options or Options()).model_copy(update=going_on),
+        options=(options or Options()).model_copy(update=continued),
         reuse=reuse,
         max_age=max_age,
         run_key=run_key,
@@ -152,7 +152,7 @@ async def continue_tool(
 def _with_advice(
     error: PolluxError, outcomes: Sequence[Outcome], saved: Saved | None, run_key: str | None
 ) -> PolluxError:
-    """Return the error, whose hint also says how not to pay again for what was answered, where that is possible."""
+    """Return the error with advice in its hint on how to reuse the saved answers, if there are any."""
     if saved is not None:
         count = sum(outcome.problem is None and outcome.save_error is None for outcome in outcomes)
         again = "run again with the same run_key" if run_key else "pass reuse='always'"

@@ -24,10 +24,10 @@ from pollux_flows.errors import (
 from pollux_flows.frames import Column, column_to_list
 
 STATE: Final = "_conversation_state"
-"""Under this key an envelope carries the conversation that it is part of."""
+"""The key of the conversation in an envelope."""
 
 UNREADABLE: Final = "unreadable"
-"""Under this key the artifacts of an answer hold, as they came, those parts of it that could not be read."""
+"""The key, in the artifacts of an answer, of the parts of it that could not be parsed."""
 
 Status = Literal["ok", "partial", "error"]
 FinishReason = Literal["stop", "max_tokens", "tool_calls", "blocked", "error", "other"]
@@ -41,7 +41,7 @@ _UNSENT: Final[dict[FailureKind, type[PolluxError]]] = {
     "state": ConfigurationError,
 }
 
-# What a failure and an APIError have in common.
+# The attributes that CallFailure and APIError share.
 _SHARED: Final = ("outcome_unknown", "status_code", "retry_after_s", "error_category")
 
 
@@ -67,8 +67,8 @@ class CallFailure(Record):
 
     @classmethod
     def of(cls, index: int, error: PolluxError) -> CallFailure:
-        """Make a failure of a call's error."""
-        if not isinstance(error, APIError):  # it was not sent
+        """Return the failure for the error of a call."""
+        if not isinstance(error, APIError):  # the call was not sent
             kind = next((kind for kind, type_ in _UNSENT.items() if isinstance(error, type_)), "source")
             return cls(index=index, kind=kind, message=error.message, hint=error.hint)
         return cls(
@@ -101,7 +101,7 @@ class ResultEnvelope(Record):
     """The answers of one run, in prompt order, with their usage, metrics and errors.
 
     `status` is ok when every prompt has a complete answer, partial when some have none or a truncated one, and
-    error when none has. It reads as an object (`envelope.answers`) and as the mapping it is in JSON
+    error when none has. The envelope can be read as an object (`envelope.answers`) and as a mapping like its JSON
     (`envelope["answers"]`, `envelope.get("reasoning")`); a key that does not apply is absent.
     """
 
@@ -140,19 +140,19 @@ class ResultEnvelope(Record):
         return values and [as_json(value) for value in values]
 
     def __repr__(self) -> str:
-        """Return a short form; `str` returns all of it. asyncio.run calls this on results, which may be large."""
+        """Return a short form, as asyncio.run calls this on its result; `str` returns all of it."""
         return f"ResultEnvelope(status={self.status!r}, answers={reprlib.repr(self.answers)}, …)"
 
     @property
     def text(self) -> str:
-        """Return the answer, or all of them with a blank line between."""
+        """Return the answer, or all answers with a blank line between them."""
         return "\n\n".join(self.answers)
 
     def to_rows(self, prompts: Sequence[str | None] | Column | None = None) -> list[dict[str, Any]]:
-        """Return a dict a prompt, as pandas, polars and Arrow make tables of: status, answer, error, tokens, cost.
+        """Return one dict per prompt, for a table of pandas, polars or Arrow: status, answer, error, tokens, cost.
 
-        The columns are those of an output in CSV, but a structured answer is a dict. Pass the `prompts` to have them
-        beside their answers. For `polars.DataFrame(rows, infer_schema_length=None)`, it looks at all rows for types.
+        The columns are those of an output in CSV, but a structured answer is a dict. Pass the `prompts` to include
+        them. In polars, use `polars.DataFrame(rows, infer_schema_length=None)`, which infers types from all rows.
         """
         from pollux_flows.answer_rows import envelope_rows, flat
 
@@ -160,7 +160,7 @@ class ResultEnvelope(Record):
         if asked is not None and len(asked) != len(self.answers):
             raise ConfigurationError(
                 f"The envelope has {len(self.answers)} answers, and prompts has {len(asked)} items.",
-                hint="Pass the list of prompts that was asked.",
+                hint="Pass the prompts of this run.",
             )
         unknown = {"source", "source_name"} if asked is not None else {"source", "source_name", "prompt"}
         rows = map(flat, envelope_rows(self, asked))
@@ -175,7 +175,7 @@ class ResultEnvelope(Record):
         return key in _KEYS and getattr(self, _KEYS[str(key)]) is not None
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return the value of `key`, or `default` where it does not apply."""
+        """Return the value of `key`, or `default` if the key does not apply."""
         return getattr(self, _KEYS[key]) if key in self else default
 
     def keys(self) -> Iterator[str]:
@@ -183,22 +183,22 @@ class ResultEnvelope(Record):
         return (key for key in _KEYS if key in self)
 
 
-# The keys in JSON, and the fields that hold them.
+# The fields by their keys in JSON.
 _KEYS: Final = {field.alias or name: name for name, field in ResultEnvelope.model_fields.items()}
 
 
 def as_json(value: Any) -> Any:
-    """Return an instance of a caller's model as JSON data, any other value as it is."""
+    """Return an instance of a caller's model as JSON data, and any other value unchanged."""
     if not isinstance(value, BaseModel):
         return value
     try:
         return value.model_dump(mode="json", by_alias=True)
     except PydanticSerializationError:
-        return str(value)  # a validator of the caller's model made a value that JSON cannot represent
+        return str(value)  # a validator of the caller's model returned a value that JSON cannot represent
 
 
 class ToolCall(Record):
-    """A function call that the model asks for."""
+    """A function call that the model requests."""
 
     id: str
     name: str
@@ -206,22 +206,22 @@ class ToolCall(Record):
 
 
 class Billing(Record):
-    """The facts that a price depends on beside the token counts of `usage`, as far as the provider reports them."""
+    """Properties of an answer, besides token counts, that its price depends on, as far as the provider reports them."""
 
-    cost_usd: float | None = Field(default=None, description="What the provider says it charged.")
-    service_tier: str | None = Field(default=None, description="The tier that answered, in the provider's own word.")
-    speed: str | None = Field(default=None, description="How fast, in the provider's own word.")
-    region: str | None = Field(default=None, description="Where the model ran, if that was bound to a place.")
-    audio_tokens: int = Field(default=0, description="Of the input, what was sound.")
-    cached_audio_tokens: int = Field(default=0, description="Of the cached input, what was sound.")
-    long_cache_write_tokens: int = Field(default=0, description="Of the cache writes, those with a longer lifetime.")
+    cost_usd: float | None = Field(default=None, description="The cost that the provider reports.")
+    service_tier: str | None = Field(default=None, description="The service tier, in the provider's own word.")
+    speed: str | None = Field(default=None, description="The speed, in the provider's own word.")
+    region: str | None = Field(default=None, description="The region in which the model ran, if one was required.")
+    audio_tokens: int = Field(default=0, description="The audio tokens of the input.")
+    cached_audio_tokens: int = Field(default=0, description="The audio tokens of the cached input.")
+    long_cache_write_tokens: int = Field(default=0, description="The tokens of cache writes with a longer lifetime.")
     server_tools: int = Field(
         default=0, description="Uses of the provider's own tools (a search, code), as far as they show."
     )
 
 
 class Answer(Record):
-    """The answer of one call, in terms that are the same for every provider."""
+    """The answer of one call, in a form common to all providers."""
 
     text: str
     finish_reason: FinishReason | None = Field(description="Why it ended; None where the provider did not say.")
@@ -231,15 +231,15 @@ class Answer(Record):
     reasoning: str | None = None
     tool_calls: list[ToolCall] = Field(default_factory=list)
     response_id: str | None = None
-    model: str | None = Field(default=None, description="The model that answered, where the provider says.")
+    model: str | None = Field(default=None, description="The model that answered, if the provider reports it.")
     note: str | None = Field(default=None, description="The provider's explanation of a blocked or cut answer.")
-    artifacts: dict[str, Any] = Field(default_factory=dict, description="What fits nowhere else, for the curious.")
+    artifacts: dict[str, Any] = Field(default_factory=dict, description="Details that no other field has.")
     provider_state: dict[str, Any] | None = Field(
-        default=None, description="What the provider wants back, as it came, when the conversation goes on."
+        default=None, description="Data to send back to the provider unchanged when the conversation continues."
     )
 
     def by_itself(self) -> Answer:
-        """Return the answer without `provider_state`, which is large and needed only to continue a conversation."""
+        """Return the answer without `provider_state`, which is large and only needed to continue a conversation."""
         return self if self.provider_state is None else BaseModel.model_copy(self, update={"provider_state": None})
 
 
@@ -250,11 +250,13 @@ class Outcome(Record):
     identity: str
     answer: Answer | None = None
     failure: CallFailure | None = None
-    attempts: int = Field(description="Requests made for it.")
-    unknown_attempts: int = Field(default=0, description="Requests that may have been answered, and billed, unseen.")
+    attempts: int = Field(description="The number of requests that were made for the call.")
+    unknown_attempts: int = Field(
+        default=0, description="The number of requests that may have been billed, although no reply arrived."
+    )
     waited_s: float = Field(default=0.0, description="Seconds spent waiting between attempts.")
     duration_s: float = Field(default=0.0, description="Seconds from first request to outcome.")
-    cost_usd: float | None = Field(default=None, description="What the answer cost; None where that is unknown.")
+    cost_usd: float | None = Field(default=None, description="The cost of the answer; None if it is unknown.")
     cost_unknown: str | None = Field(default=None, description="Why the cost is unknown.")
     paid_before_usd: float = Field(default=0.0, description="What this run paid for earlier answers to the same call.")
     counted_in: str | None = Field(default=None, description="The ledger of the run's budget that counts its cost.")
@@ -270,12 +272,12 @@ class Outcome(Record):
 
     @property
     def paid_usd(self) -> float:
-        """Return what is known to have been paid for this answer and earlier ones to the same call."""
+        """Return the known cost of this answer and of earlier ones to the same call."""
         return (self.cost_usd or 0.0) + self.paid_before_usd
 
     @property
     def problem(self) -> CallFailure | None:
-        """Return why the prompt has no answer, or None; a tool call is an answer, with or without text."""
+        """Return the reason why the prompt has no answer, or None. A tool call without text counts as an answer."""
         answer = self.answer
         if answer is None:
             return self.failure
@@ -284,13 +286,13 @@ class Outcome(Record):
                 index=self.index,
                 kind="blocked",
                 message=f"The provider blocked this prompt or its answer ({answer.note or answer.raw_finish_reason}).",
-                hint="Word the prompt differently; asking the same again is likely to end the same way.",
+                hint="Word the prompt differently: the same prompt is likely to be blocked again.",
             )
         if not answer.text.strip() and not answer.tool_calls:
             return CallFailure(
                 index=self.index,
                 kind="empty",
-                message="The provider answered with nothing "
+                message="The provider returned an empty answer "
                 f"(finish reason: {answer.raw_finish_reason or 'not reported'}).",
                 hint="If thinking took all of max_tokens, raise it."
                 if answer.finish_reason == "max_tokens"
@@ -300,7 +302,7 @@ class Outcome(Record):
 
 
 class SweptFile(Record):
-    """A file at a provider."""
+    """A file at a provider that a sweep deleted or failed to delete."""
 
     provider: ProviderName
     file_id: str
@@ -308,7 +310,7 @@ class SweptFile(Record):
 
 
 class SweepReport(Record):
-    """The files and caches that a sweep removed, and those that it could not."""
+    """The result of a sweep: the files and caches that it removed, and those that it could not remove."""
 
     removed: list[SweptFile] = Field(default_factory=list)
     left: list[SweptFile] = Field(default_factory=list, description="Due, but still there: tried again next time.")

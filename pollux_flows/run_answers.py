@@ -1,6 +1,6 @@
-"""Answers of a run, listed later: of any run, also one that failed or was killed.
+"""Load the saved answers of a flow run, even of one that failed or was killed.
 
-The state of this machine has the index of each run and its answers; a deferred run has them in its job.
+They are in the state of the machine that it ran on or, for a deferred run, in its job.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ async def load_answers(run: str) -> list[AnswerRow]:
         return rows
     raise ConfigurationError(
         f"The state of this machine ({store.where}) has no answers of the run {flow_run.name!r}.",
-        hint="Its answers are where it ran: type this there, or let all machines share one state. A run of an earlier "
-        "version, or one whose records were pruned, cannot be listed.",
+        hint="Run this command on the machine of the run, or let all machines share one state. The answers of a run of "
+        "an earlier version, or whose records were pruned, cannot be listed.",
     )
 
 
@@ -65,7 +65,7 @@ async def _find_run(client: PrefectClient, run: str) -> FlowRun:
         )
     if len(found) > 1:
         ids = ", ".join(f"{each.id} ({each.expected_start_time:%Y-%m-%d %H:%M})" for each in found)
-        raise ConfigurationError(f"Several runs are called {run!r}.", hint=f"Pass the id of one. The latest are {ids}.")
+        raise ConfigurationError(f"Several runs are named {run!r}.", hint=f"Pass the id of one. The latest are {ids}.")
     return found[0]
 
 
@@ -92,7 +92,7 @@ async def _load_job(name: str) -> list[AnswerRow]:
 
 
 def _make_rows(calls: Sequence[IndexedCall], facts: RunFacts, outcomes: Mapping[str, Outcome]) -> list[AnswerRow]:
-    numbers = defaultdict[int | None, Iterator[int]](lambda: count(1))  # of the prompts, a source
+    numbers = defaultdict[int | None, Iterator[int]](lambda: count(1))  # the prompt numbers of each source
     found = [outcomes.get(call.identity) for call in calls]
     readings = read_answers(Options(response_schema=facts.schema), [each.answer if each else None for each in found])
     rows = []

@@ -1,7 +1,7 @@
-"""Run store: a flow run records which state its answers are in, as an input of the run.
+"""Run store: a flow run records, as an input of the run, which state its answers are in.
 
-A retry may start on another worker. One that does not see the answers of the attempt before would pay for all of them
-again, without a word: it refuses instead.
+A retry may start on another worker. If that worker does not share the state of the earlier attempt, the retry would
+silently pay for all answers again, so it is refused.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ INPUT: Final = "pollux-state"
 ASK_ANEW: Final = "POLLUX_ASK_ANEW"
 
 _REMEMBERED: Final = 10_000
-# Recorded by this process; a record is read only where another one has made it.
+# Records that this process has made; only those of other processes are read from the server.
 _recorded: Final[dict[UUID, str]] = {}
 
 
 async def confirm_store(here: Lineage) -> None:
-    """Record the store at hand on the outermost flow run, or refuse where an earlier attempt has used another."""
+    """Record the current store on the outermost flow run. Refuses if an earlier attempt has used another store."""
     store, run_id, attempt = open_store(), here.outermost.id, here.chain[0][1]
     own = await store_id(store)
     record = f"{own} {attempt}"
@@ -45,8 +45,8 @@ async def confirm_store(here: Lineage) -> None:
             earlier, _, its_attempt = found.partition(" ")
             if its_attempt == attempt:
                 get_run_logger().warning(
-                    "Another worker has asked calls of this run, and keeps its answers in another state than this one "
-                    "(%s). Let all workers share one: %s=redis://….",
+                    "Another worker has answered calls of this run, and saves its answers in a different state from "
+                    "this one (%s). Let all workers share one state: %s=redis://….",
                     store.where,
                     STATE_URL,
                 )
@@ -54,7 +54,7 @@ async def confirm_store(here: Lineage) -> None:
             is_gone = earlier == own and not was_asked
             if (earlier != own or is_gone) and not os.environ.get(ASK_ANEW, "").strip():
                 if not was_asked:
-                    await store.delete(header)  # or the next retry would find it
+                    await store.delete(header)  # otherwise the next retry would find it
                 raise _refusal(store, is_gone=is_gone)
             with suppress_status(httpx.codes.NOT_FOUND):
                 await client.delete_flow_run_input(run_id, INPUT)
@@ -64,7 +64,7 @@ async def confirm_store(here: Lineage) -> None:
 
 
 async def store_id(store: Store) -> str:
-    """The name of a store. One that has lost its data has another."""
+    """Return the id of a store, which changes when the store loses its data."""
     if (record := await store.get("store/id")) is None:
         await store.add("store/id", {"id": uuid4().hex[:12]})
         record = await store.get("store/id") or {}
@@ -72,9 +72,9 @@ async def store_id(store: Store) -> str:
 
 
 async def _record(client: PrefectClient, run_id: UUID, record: str) -> str:
-    """Record a store and an attempt on the run, and return what is recorded there: that, or what another has.
+    """Record a store and an attempt on the run unless there is a record already, and return the record.
 
-    A label would be simpler to read, but a server on SQLite refuses to change one while task runs are being recorded.
+    A label would be simpler, but a server on SQLite refuses to change labels while task runs are being recorded.
     """
     with suppress_status(httpx.codes.CONFLICT):
         await client.create_flow_run_input(run_id, INPUT, record)
@@ -85,13 +85,13 @@ async def _record(client: PrefectClient, run_id: UUID, record: str) -> str:
 
 
 def _refusal(store: Store, *, is_gone: bool) -> ConfigurationError:
-    what = (
-        f"Its record is gone from the state in {store.where}: it was pruned, or the state was lost."
+    reason = (
+        f"The record of the run is gone from the state in {store.where}: it was pruned, or the state was lost."
         if is_gone
-        else f"They are not in the state of this worker ({store.where}), which is another or has lost its data."
+        else f"They are not in the state of this worker ({store.where}), which is a different one or has lost its data."
     )
     return ConfigurationError(
-        f"An earlier attempt of this run has paid for answers that this one would ask, and pay, for again. {what}",
-        hint=f"Let all workers share one state, with {STATE_URL}=redis://… or with {VARIABLE} on a disk that they "
-        f"share, and retry where the answers are; or set {ASK_ANEW}=1 on the worker to ask all of it again.",
+        f"An earlier attempt of this run has paid for answers that this attempt would pay for again. {reason}",
+        hint=f"Let all workers share one state, with {STATE_URL}=redis://… or with {VARIABLE} on a shared disk, and "
+        f"retry where the answers are; or set {ASK_ANEW}=1 on the worker to ask all prompts again.",
     )

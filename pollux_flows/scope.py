@@ -1,8 +1,8 @@
 """Scope: which run a call belongs to, and where in that run it is made.
 
-The run is the outermost flow run: a retry of it keeps its id, whatever becomes of its sub-flows and tasks. Where in it
-is a chain of flow runs and tasks, each with a mark that changes whenever it starts again: of a flow run its latest
-Running state (the run count stays when it is resumed), of a task its run count.
+The run is the outermost flow run, whose id stays the same when it is retried. The place in it is a chain of flow runs
+and tasks, each with a mark that changes whenever it starts again: the latest Running state of a flow run (its run count
+does not change when it is resumed), and the run count of a task.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pollux_flows.state.slots import Chain, RunScope
 
 @dataclass(frozen=True)
 class Link:
-    """A flow run, and the tasks of it that are being run, outermost first."""
+    """A flow run, and its tasks that are running in this context, outermost first."""
 
     run: FlowRun
     mark: str
@@ -38,17 +38,17 @@ class Link:
 
 @dataclass(frozen=True)
 class Lineage:
-    """The flow run at hand and those that it is part of."""
+    """The current flow run and those that it is part of."""
 
     outermost: FlowRun
     chain: Chain
     flow_run: FlowRun
     caller: Link | None
     """The flow run that called this one."""
-    asked: str
+    parameters_digest: str
     """A digest of the flow's name and parameters; empty for a flow that is not one of ours."""
     is_deep: bool
-    """True if a task, or another flow run, stands between the flow run at hand and the outermost one."""
+    """True if there is a task, or another flow run, between the current flow run and the outermost one."""
 
     @property
     def scope(self) -> RunScope:
@@ -58,35 +58,37 @@ class Lineage:
         return RunScope(str(run.id), self.chain, str(self.flow_run.id), is_repeated, *self._as_sub_flow())
 
     def _as_sub_flow(self) -> tuple[str, str]:
-        # Of one that a task called, Prefect finds no result again.
-        if self.caller is None or self.caller.tasks or not self.asked:
+        # Prefect does not look for the result of a sub-flow that a task called.
+        if self.caller is None or self.caller.tasks or not self.parameters_digest:
             return "", ""
-        return digest("sub-flow", [str(self.caller.run.id), self.asked]), str(self.flow_run.parent_task_run_id)
+        return digest("sub-flow", [str(self.caller.run.id), self.parameters_digest]), str(
+            self.flow_run.parent_task_run_id
+        )
 
     @property
     def is_outermost(self) -> bool:
-        """Return whether the flow run at hand is no part of another."""
+        """Return whether the current flow run is not part of another."""
         return self.flow_run.id == self.outermost.id
 
     @property
     def sub_flow_chain(self) -> Chain:
-        """The chain of a sub-flow; empty for a flow run that is no part of another."""
+        """The chain of a sub-flow; empty for a flow run that is not part of another."""
         return () if self.is_outermost else self.chain
 
     @property
     def attempt(self) -> str:
-        """A text that changes with each attempt at the flow run at hand or at one that it is part of."""
+        """An id of this attempt, which changes when the current flow run or one that it is part of starts again."""
         return " ".join(mark for _, mark in self.chain)
 
 
 @dataclass(frozen=True)
 class FlowCall:
-    """The call of a flow: what it asks, and the flow runs that were open, innermost first.
+    """The call of a flow: a digest of its parameters, and the flow runs that made it, innermost first.
 
-    Noted when it is made: by the time the flow runs, its callers may have started again.
+    Recorded when the call is made, as its callers may have started again by the time the flow runs.
     """
 
-    asked: str
+    parameters_digest: str
     callers: tuple[Link, ...]
 
 
@@ -95,7 +97,7 @@ _call: Final[ContextVar[FlowCall | None]] = ContextVar("pollux_flows_call", defa
 
 @contextmanager
 def remember(call: FlowCall) -> Iterator[None]:
-    """Note the call of a flow while it runs."""
+    """Make the call of a flow available to `lineage` while the flow runs."""
     token = _call.set(call)
     try:
         yield
@@ -104,7 +106,7 @@ def remember(call: FlowCall) -> Iterator[None]:
 
 
 def callers() -> tuple[Link, ...]:
-    """The flow runs that are open in this context, innermost first."""
+    """Return the flow runs that are running in this context, innermost first."""
     tasks = [context.task_run for context in _open_contexts(TaskRunContext)]
     return tuple(
         Link(
@@ -116,7 +118,7 @@ def callers() -> tuple[Link, ...]:
 
 
 async def lineage() -> Lineage | None:
-    """The lineage of the flow run at hand; None outside a flow run."""
+    """Return the lineage of the current flow run; None outside a flow run."""
     here = callers()
     if not here:
         return None
@@ -129,11 +131,11 @@ async def lineage() -> Lineage | None:
     chain = tuple(each for link in reversed(links) for each in link.chain)
     caller = links[1] if len(links) > 1 else None
     is_deep = len(links) > 2 or any(link.tasks for link in links[1:])  # noqa: PLR2004 (itself and its caller)
-    return Lineage(links[-1].run, chain, links[0].run, caller, call.asked if call else "", is_deep)
+    return Lineage(links[-1].run, chain, links[0].run, caller, call.parameters_digest if call else "", is_deep)
 
 
 def task_scope() -> RunScope | None:
-    """The scope of calls that a task makes which is part of no flow run."""
+    """Return the scope for the calls of a task that is not part of a flow run; None outside a task."""
     context = TaskRunContext.get()
     if context is None:
         return None
@@ -142,10 +144,10 @@ def task_scope() -> RunScope | None:
 
 
 async def _read_parent(client: PrefectClient, task_run_id: UUID) -> Link:
-    """Read the flow run that a sub-flow is part of, by the task run that stands for the sub-flow in it."""
+    """Read the flow run that a sub-flow is part of, by the task run that represents the sub-flow in it."""
     tracking = await client.read_task_run(task_run_id)
     if tracking.flow_run_id is None:
-        raise LookupError(f"The task run {tracking.name!r} stands for a sub-flow and belongs to no flow run.")
+        raise LookupError(f"The task run {tracking.name!r} represents a sub-flow and belongs to no flow run.")
     run = await client.read_flow_run(tracking.flow_run_id)
     mark = _mark(run.state)
     if mark is None:
@@ -175,11 +177,11 @@ def _mark(state: State[Any] | None) -> str | None:
 
 
 def _open_contexts(kind: type[Any]) -> Iterator[Any]:
-    """The contexts of this kind that are entered, innermost first."""
+    """Yield the contexts of this kind that are entered, innermost first."""
     context: Any = kind.get()
     while context is not None:
         yield context
-        # Prefect has no public way to the context around the current one.
+        # Prefect has no public access to the context around the current one.
         token = context._token  # noqa: SLF001
         outer = Token.MISSING if token is None else token.old_value
         context = None if outer is Token.MISSING else outer

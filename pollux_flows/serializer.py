@@ -1,11 +1,11 @@
-"""How results are stored: as JSON that can only ever become this package's own documents and errors.
+"""Serializer of stored results: JSON that is read back only as documents and errors of this package.
 
-Each class that is stored has a short name, which never changes, and a version. So files and classes may be moved and
-renamed, and what was stored before still reads. Three names must stay for that, as Prefect stores them beside results:
-those of this module, `encode` and `decode`.
+Each stored class has a short name, which never changes, and a version, so that files and classes can be moved and
+renamed, and older results can still be read. Prefect stores the names of this module, of `encode` and of `decode`
+beside results, so these three must not change either.
 
-Prefect's own JSON serializer restores any class that a dict names under `__class__`. A model's structured answer is
-such a dict, written by a person who talked the model into it: here it stays data.
+Prefect's own JSON serializer restores any class that a dict names under `__class__`. The structured answer of a
+manipulated model can be such a dict. Here it stays data.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Kind(NamedTuple):
     version: int = 1
 
 
-# What a flow returns, or a job stores, must be here. Add names; never rename or reuse one.
+# All documents that a flow returns or a job stores. Add names; never rename or reuse one.
 KINDS: Final[dict[str, Kind]] = {
     "answer": Kind(Answer),
     "cache-handle": Kind(CacheHandle),
@@ -68,7 +68,7 @@ KINDS: Final[dict[str, Kind]] = {
     "target": Kind(Target),
 }
 
-# Version 0.1.0 stored the module and the class instead. This list is complete: nothing is ever added.
+# Version 0.1.0 stored the module and the class instead. This list is complete.
 _MODULE_PATHS: Final[dict[str, str]] = {
     "pollux_flows.config:Config": "config",
     "pollux_flows.config:Target": "target",
@@ -99,7 +99,7 @@ _ERROR: Final = {"pollux_error", "message"}
 
 
 def encode(value: Any) -> dict[str, Any]:
-    """Return a document as its name, its version and its JSON, in one string that is not searched when it is read."""
+    """Return a document as its name, its version and its JSON, which is one string, so that `decode` ignores it."""
     if (name := _NAMES.get(type(value))) is not None:
         return {"pollux_document": name, "version": KINDS[name].version, "json": value.model_dump_json()}
     if isinstance(value, BaseException):
@@ -110,7 +110,7 @@ def encode(value: Any) -> dict[str, Any]:
 
 
 def decode(data: dict[str, Any]) -> Any:
-    """Return the document or the error that this describes, or else the data as it is."""
+    """Return the document or the error that this dict describes, or any other dict unchanged."""
     if data.keys() in (_DOCUMENT, _UNVERSIONED):
         name = data["pollux_document"]
         return _kind(name, data.get("version", 1)).document.model_validate_json(data["json"])
@@ -135,7 +135,7 @@ def _error(name: str, message: str) -> Exception:
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, errors.PolluxError):
         return kind(message)
-    return RuntimeError(f"{name}: {message}")  # another package's, by what it said
+    return RuntimeError(f"{name}: {message}")  # an error of another package
 
 
 DOCUMENTS: JSONSerializer[Any] = JSONSerializer(

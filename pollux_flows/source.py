@@ -17,8 +17,8 @@ from pollux_flows.address import (
     check_no_credentials,
     file_name,
     is_web,
-    shown,
-    shown_file,
+    redact_address,
+    redact_location,
 )
 from pollux_flows.document import Document
 from pollux_flows.errors import PolluxError, SourceError
@@ -36,7 +36,7 @@ _ARXIV: Final = re.compile(
 )
 _YOUTUBE: Final = re.compile(r"https?://((www|m)\.)?(youtube\.com|youtu\.be)/")
 _ADDRESS: Final = re.compile(r"[A-Za-z][\w+.-]+://\S.*")
-# A path says where it starts, or is one word with an ending.
+# A path begins with its folder, or is one word with a file extension.
 _PATH: Final = re.compile(r"(/|~/|\.{1,2}/|[A-Za-z]:[\\/]).+|[^\s:]+\.[A-Za-z][A-Za-z0-9]{1,4}")
 _USUAL_MIME_TYPES: Final = {
     "text": "text/plain",
@@ -47,7 +47,7 @@ _USUAL_MIME_TYPES: Final = {
 
 
 class VideoSettings(Document):
-    """The part of a video that Gemini looks at, and its frame rate."""
+    """The part of a video that Gemini sees, and its frame rate."""
 
     refusal: ClassVar[type[PolluxError]] = SourceError
 
@@ -77,7 +77,7 @@ class VideoSettings(Document):
 class Source(Document):
     """An input for the model, made with `from_text`, `from_json`, `from_file` and so on.
 
-    `text` holds the content of text and JSON; all other content is named by `uri` and read where it is needed.
+    `text` is the content of text and JSON; all other content is named by `uri`, and read when it is needed.
     """
 
     refusal: ClassVar[type[PolluxError]] = SourceError
@@ -114,7 +114,7 @@ class Source(Document):
         elif kind != "file":
             filled["uri"] = arxiv_pdf(uri) if kind == "arxiv" else str(uri).strip()
         if filled.get("identifier") in (None, "", filled.get("uri")):
-            filled["identifier"] = str(text)[:50] if inline else _shown(kind, filled["uri"])
+            filled["identifier"] = str(text)[:50] if inline else _redacted_uri(kind, filled["uri"])
         if filled.get("mime_type") not in (None, ""):
             filled["mime_type"] = _lower(filled["mime_type"])
             filled.setdefault("trust_mime_type", kind == "file")
@@ -139,7 +139,7 @@ class Source(Document):
         if self.gemini_video and self.source_type != "youtube" and not self.mime_type.startswith("video/"):
             raise SourceError(
                 f"{self.identifier!r} is {self.mime_type}, not a video.",
-                hint="Video settings go on YouTube and video/* sources.",
+                hint="Only YouTube and video/* sources can have video settings.",
             )
         if self.gemini_url_context and (self.source_type != "uri" or not is_web(str(self.uri))):
             raise SourceError(
@@ -202,9 +202,9 @@ class Source(Document):
 
     @classmethod
     def from_pasted(cls, pasted: str) -> Source:
-        """Make a source of what a person pasted: a path, an address, a YouTube link, an arXiv id, or text.
+        """Make a source of a pasted path, address, YouTube link, arXiv id or text.
 
-        One line that is an address, an arXiv id or looks like a path is that; everything else is text.
+        A single line that is an address or an arXiv id, or looks like a path, is read as such; all else is text.
         """
         line = pasted.strip()
         if not line or not line.isprintable() or len(line) > _LONGEST_NAME:
@@ -222,7 +222,7 @@ class Source(Document):
     def with_gemini_video_settings(
         self, *, start_offset: str | None = None, end_offset: str | None = None, fps: float | None = None
     ) -> Source:
-        """Return a copy of which Gemini sees only this part, or at this frame rate."""
+        """Return a copy with video settings for Gemini: the part that it sees, and the frame rate."""
         settings = VideoSettings(start_offset=start_offset, end_offset=end_offset, fps=fps)
         return self.model_copy(update={"gemini_video": settings})
 
@@ -231,12 +231,12 @@ class Source(Document):
         return self.model_copy(update={"gemini_url_context": True})
 
 
-def _shown(kind: SourceType, uri: str) -> str:
-    return shown_file(uri) if kind == "file" else shown(uri)
+def _redacted_uri(kind: SourceType, uri: str) -> str:
+    return redact_location(uri) if kind == "file" else redact_address(uri)
 
 
 def _lower(mime_type: Any) -> Any:
-    """Return the MIME type in lower case, its parameters unchanged: in those, case may matter."""
+    """Return the MIME type in lower case, but not its parameters, in which case may matter."""
     if not isinstance(mime_type, str):
         return mime_type
     kind, semicolon, parameters = mime_type.partition(";")
@@ -244,23 +244,23 @@ def _lower(mime_type: Any) -> Any:
 
 
 def _local_size(path: str) -> int:
-    """Return the size of a local file, or raise a SourceError: a path that is wrong here is likely wrong everywhere."""
+    """Return the size of a local file. Raises a SourceError if there is none: the path is likely wrong everywhere."""
     file = Path(path)
     try:
         size, missing = file.stat().st_size, None
     except (OSError, ValueError) as error:
         size, missing = 0, str(getattr(error, "strerror", None) or error)
-    # Raised outside the handler: the system's error quotes the path, which may be part of a URL with a password.
+    # Raised outside the handler, as the system's error quotes the path, which may be part of a URL with a password.
     if missing is not None:
         raise SourceError(
-            f"There is no file {shown_file(path)!r} to read: {missing}.",
-            hint="Check the path; relative paths start where the program does.",
+            f"There is no file {redact_location(path)!r} to read: {missing}.",
+            hint="Check the path. Relative paths start in the working directory.",
         )
     if file.is_dir():
-        raise SourceError(f"{shown_file(path)!r} is a directory.", hint="Pass its files one by one.")
+        raise SourceError(f"{redact_location(path)!r} is a directory.", hint="Pass its files one by one.")
     if not file.is_file():
         raise SourceError(
-            f"{shown_file(path)!r} is not a regular file.", hint="Write its content into a file, and pass that."
+            f"{redact_location(path)!r} is not a regular file.", hint="Write its content into a file, and pass that."
         )
     return size
 

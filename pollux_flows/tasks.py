@@ -1,7 +1,7 @@
-"""The four phases as Prefect tasks. Documents go in, documents come out; no key is among them.
+"""The four phases as Prefect tasks. Their arguments and results are documents, and contain no key.
 
-A task finds its connection in the flow that runs it. One that runs elsewhere gets the name of the PolluxProvider
-to load, or else uses the environment it runs in.
+A task uses the connection of the flow that runs it. A task on another machine loads the PolluxProvider that it is
+passed the name of, or otherwise uses its own environment.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _TaskSettings(TypedDict):
     persist_result: bool
 
 
-# Cheap to make again, and the same each time: storing them would cost more than it saves.
+# These results are cheap to compute again: storing them would cost more than it saves.
 UNSTORED: Final[_TaskSettings] = {"cache_policy": NO_CACHE, "persist_result": False}
 
 
@@ -59,7 +59,7 @@ async def request(
     *,
     sources_by_prompt: Sequence[Sequence[int]] | None = None,
 ) -> Request:
-    """Validate and normalise what is asked."""
+    """Validate and normalise the prompts, sources and options of a run."""
     return make_request(
         prompts,
         target=target,
@@ -72,9 +72,9 @@ async def request(
 
 @task(name="plan", task_run_name="plan", **UNSTORED)
 async def plan(request: Request, limit_s: float = LONGEST_READ_S, cache_request: CacheRequest | None = None) -> Plan:
-    """Read what is to be sent, and work out the calls it comes to.
+    """Read the sources, and return the calls of the run.
 
-    `cache_request` says how to make the cache of the options again, should the provider have lost it.
+    `cache_request` says how to create the cache of the options again if the provider has lost it.
     """
     contents = await read_sources(request, limit_s=limit_s)
     # Off the event loop: 50,000 calls take a second.
@@ -83,21 +83,25 @@ async def plan(request: Request, limit_s: float = LONGEST_READ_S, cache_request:
 
 @task(name="execute", task_run_name="{plan.title}", **UNSTORED)
 async def execute(plan: Plan, provider: str | None = None, terms: Terms | None = None) -> list[Outcome]:
-    """Make the calls that are not answered yet.
+    """Make the calls that have no saved answer.
 
-    `provider` names the PolluxProvider with the key, for when no flow is at hand that holds one. A call belongs to
+    `provider` names the PolluxProvider with the key, for a task that runs outside the flow's process. A call belongs to
     the flow run, unless `terms` names another run.
     """
     return await execute_calls(plan, provider, terms)
 
 
 async def execute_calls(plan: Plan, provider: str | None, terms: Terms | None) -> list[Outcome]:
-    """Make the calls of the plan. A task on another machine is pickled with all that it refers to, but for this."""
+    """Make the calls of the plan.
+
+    Separate from the task, which is pickled by value, with everything that it refers to, when it is sent to another
+    machine. This function is pickled by name.
+    """
     shared = _shared.get()
-    # A connection belongs to its event loop, and files to their plan: a task that runs elsewhere makes its own.
+    # A connection belongs to its event loop, and files to their plan: any other task opens its own.
     if shared and shared.loop is asyncio.get_running_loop() and shared.execution.plan.sources is plan.sources:
         outcomes = await shared.execution.answer_calls(plan.calls, shared.progress.add, _turn.get())
-        # For people who look at the run; the flow takes the outcomes as they are.
+        # The failed state is for people who look at the run; the flow reads the outcomes from it.
         return _mark_failed(outcomes) if any(outcome.problem for outcome in outcomes) else outcomes
     config = await (await PolluxProvider.named(provider)).config() if provider else Config(**plan.target.model_dump())
     async with share_execution(plan, config, terms or Terms()) as found:
@@ -113,7 +117,7 @@ async def extract(
     limit_s: float = LONGEST_S,
     caches: Sequence[UsedCache] = (),
 ) -> ResultEnvelope:
-    """Build the envelope. `caches` are the registered caches that the calls used, for its numbers."""
+    """Build the envelope of a run. `caches` are the registered caches that the calls used, for its metrics."""
     return await asyncio.to_thread(
         extract_envelope, plan, outcomes, duration_s=duration_s, limit_s=limit_s, caches=caches
     )
@@ -127,7 +131,7 @@ async def extract_each(
     limit_s: float = LONGEST_S,
     caches: Sequence[UsedCache] = (),
 ) -> list[ResultEnvelope]:
-    """Build one envelope a source."""
+    """Build one envelope per source."""
     return await asyncio.to_thread(
         make_envelopes, plan, outcomes, duration_s=duration_s, limit_s=limit_s, caches=caches
     )
@@ -137,12 +141,12 @@ def _mark_failed(outcomes: list[Outcome]) -> list[Outcome]:
     """Return the outcomes as the data of a failed state."""
     problems = [problem.message for outcome in outcomes if (problem := outcome.problem) is not None]
     message = problems[0] if len(outcomes) == 1 else f"{len(problems)} of {len(outcomes)} failed: {problems[0]}"
-    # To Prefect, a task that returns a state has ended in it.
+    # A task that returns a state ends in that state.
     return cast(list[Outcome], Failed(data=_UnquotedOutcomes(outcomes), message=message))
 
 
 class _UnquotedOutcomes(list[Outcome]):
-    """Outcomes that are not quoted in the log, where Prefect shows the data of a failed state."""
+    """Outcomes with a short repr: Prefect writes the data of a failed state to the log."""
 
     def __repr__(self) -> str:
         return f"{len(self)} outcomes"
@@ -158,7 +162,7 @@ class SharedExecution:
     lineage: Lineage | None
 
     async def confirm_store(self) -> None:
-        """Refuse, before anything is asked, where an earlier attempt of the run has its answers in another state."""
+        """Refuse, before the first call, if an earlier attempt of the run has saved its answers in another state."""
         if self.lineage is not None:
             await confirm_store(self.lineage)
 
@@ -169,7 +173,7 @@ _turn: ContextVar[QueuePlace | None] = ContextVar("pollux_flows_turn", default=N
 
 @contextmanager
 def take_turn(turn: QueuePlace) -> Iterator[None]:
-    """The task that is called here closes `turn` once its calls stand in line."""
+    """Pass `turn` to the task that is called in the block, which closes it once its calls are queued."""
     token = _turn.set(turn)
     try:
         yield

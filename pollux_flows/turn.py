@@ -21,7 +21,7 @@ _FIELDS: Final[dict[str, set[str]]] = {
     "assistant": {"role", "content", "tool_calls", "provider_state"},
     "tool": {"role", "content", "tool_call_id", "name"},
 }
-# Either our own form, or the nested one of OpenAI's chat completions.
+# The fields of our own form, and of the nested one of OpenAI's chat completions.
 _CALL_FIELDS: Final = {"id", "name", "arguments", "type", "function", "index"}
 _ROLES: Final = (
     "Write {'role': 'user', 'content': …}; roles are user, assistant and tool. Instructions to the model go into "
@@ -38,20 +38,20 @@ class Attached(Document):
 
 
 class Turn(Document):
-    """One message of a conversation; `sources` separates the prompt in `content` from the sources that it is about."""
+    """One message of a conversation. `sources` says which parts of `content` are sources; the rest is the prompt."""
 
     role: Role
     content: Text = ""
-    tool_calls: list[ToolCall] = Field(default_factory=list, description="What the assistant wants called.")
+    tool_calls: list[ToolCall] = Field(default_factory=list, description="The tool calls that the assistant requests.")
     tool_call_id: Text | None = Field(default=None, description="Of a tool's result: the call that it answers.")
     name: Text | None = Field(default=None, description="Of a tool's result: the tool.")
     sources: list[Annotated[StrictInt, Field(ge=0)] | Attached] = Field(
         default_factory=list,
-        description="What a user's turn was about, in order: of a text, so many characters of `content`.",
+        description="The sources of a user's turn, in order; a text is given as its number of characters in `content`.",
     )
-    cache: Text | None = Field(default=None, description="The cached content that it was about.")
+    cache: Text | None = Field(default=None, description="The cached content that the turn is about.")
     provider_state: JsonObject | None = Field(
-        default=None, description="Of an assistant's turn: what the provider wants back as it came."
+        default=None, description="Of an assistant's turn: data that must be sent back to the provider unchanged."
     )
 
     @classmethod
@@ -74,7 +74,7 @@ class Turn(Document):
         return not (self.content.strip() or self.tool_calls or self.sources or self.cache or self.provider_state)
 
     def read_provider_state(self, name: str) -> list[dict[str, Any]]:
-        """Return this provider's items of `provider_state`, or an empty list if it holds none of them."""
+        """Return this provider's items in `provider_state`; an empty list if there are none."""
         items = (self.provider_state or {}).get(name) or []
         if not isinstance(items, list) or not all(isinstance(piece, dict) for piece in items):
             raise ConfigurationError(
@@ -101,12 +101,12 @@ class Turn(Document):
 
 
 def read_turns(items: Iterable[Any], name: str = "history") -> list[Turn]:
-    """Parse the turns of a history; raise a ConfigurationError that names the first invalid one."""
+    """Parse the turns of a history. Raises a ConfigurationError that names the first invalid one."""
     return [_read(item, f"{name}[{index}]") for index, item in enumerate(items)]
 
 
 def in_order(turns: Sequence[Turn], name: str = "history", first: int = 0) -> tuple[list[Turn], list[ToolCall]]:
-    """Return the turns, with tool results in the order of their calls, and the calls that still wait for a result.
+    """Return the turns, with tool results in the order of their calls, and the calls without a result.
 
     A result must answer a call of the turn before it, each call once, and all of them before the next turn.
     """
@@ -166,8 +166,8 @@ def _read(item: Any, where: str) -> Turn:
         fields["tool_calls"] = _calls(fields["tool_calls"], f"{where}.tool_calls")
     if role == "tool" and not (isinstance(fields.get("tool_call_id"), str) and fields["tool_call_id"]):
         raise ConfigurationError(
-            f"{where} does not say which tool call it is the result of.",
-            hint="Write its id into tool_call_id, as in envelope.tool_calls.",
+            f"{where} has no tool_call_id.",
+            hint="Write the id of the call into tool_call_id, as in envelope.tool_calls.",
         )
     try:
         turn = Turn.model_validate(fields)

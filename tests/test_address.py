@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pollux_flows import Source, SourceError
-from pollux_flows.address import file_name, is_path, shown, shown_file, shown_in
+from pollux_flows.address import file_name, is_path, redact_address, redact_location, redact_text
 
 SIGNED = "https://bucket.example.com/march.pdf?X-Amz-Credential=AKIA&X-Amz-Signature=hunter2"
 
@@ -122,7 +122,7 @@ def test_the_shown_address_of_a_video_has_its_id() -> None:
 def test_addresses_in_a_foreign_text_are_shown_without_secrets() -> None:
     """Errors of file systems and providers repeat the addresses that they got."""
     text = f"404, message='Not Found', url='{SIGNED}' (see s3://k:hunter2@b/x)"
-    assert shown_in(text) == "404, message='Not Found', url='https://bucket.example.com/march.pdf' (see s3://…@b/x)"
+    assert redact_text(text) == "404, message='Not Found', url='https://bucket.example.com/march.pdf' (see s3://…@b/x)"
 
 
 @given(st.text(alphabet="ab:/@?#[]. \n", max_size=20), st.sampled_from(["https://", "s3://", "", "//"]))
@@ -130,9 +130,9 @@ def test_a_shown_address_has_no_query_and_no_password(text: str, start: str) -> 
     """Neither text between a colon and an @ nor text after a question mark is shown."""
     secret = "hunter2"
     for address in (f"{start}{text}?{secret}", f"{start}u:{secret}@{text}"):
-        assert secret not in shown(address)
+        assert secret not in redact_address(address)
     if not is_path(f"{start}x"):
-        assert secret not in shown_file(f"{start}{text}?{secret}")
+        assert secret not in redact_location(f"{start}{text}?{secret}")
 
 
 @pytest.mark.parametrize(
@@ -166,5 +166,5 @@ def test_addresses_in_a_text_of_two_megabytes_are_found_within_seconds(piece: st
     """A server may reply with megabytes of any text, which is shown in an error."""
     text = piece * (2_000_000 // len(piece))
     started = time.monotonic()
-    shown_in(text)
+    redact_text(text)
     assert time.monotonic() - started < 5

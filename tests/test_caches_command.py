@@ -43,7 +43,7 @@ def make_cache(config: Config, title: str = "Bees") -> CacheHandle:
 def test_the_command_without_caches_says_so_and_creates_nothing(caches: Command, home: Path) -> None:
     assert caches() == f"Registered in the state store at {home}/state: none yet.\n"
     assert json.loads(caches("--json")) == {"registry": f"in the state store at {home}/state", "caches": []}
-    assert caches("delete", "x").startswith(f"refused: No cache called 'x' is registered in the state store at {home}")
+    assert caches("delete", "x").startswith(f"refused: No cache named 'x' is registered in the state store at {home}")
     assert not home.exists()
 
 
@@ -77,7 +77,7 @@ def test_a_cache_is_deleted(caches: Command, gemini: Config, sim: Simulator, by:
     assert caches("delete", name if by == "our name" else handle.name) == f"Deleted {name} ({handle.name}).\n"
     assert [cache.name for cache in sim.gemini_caches.all(sim.now())] == [other.name]
     assert [row["provider_name"] for row in json.loads(caches("--json"))["caches"]] == [other.name]
-    assert caches("delete", name).startswith(f"refused: No cache called '{name}' is registered")
+    assert caches("delete", name).startswith(f"refused: No cache named '{name}' is registered")
 
 
 def test_deleting_a_cache_needs_the_key_of_its_account(
@@ -86,7 +86,7 @@ def test_deleting_a_cache_needs_the_key_of_its_account(
     """The command refuses with another key, and without a key."""
     name = make_cache(gemini).name
     monkeypatch.setenv("GEMINI_API_KEY", "another-key")
-    assert "the API key that this cache was made with (gemini at http://127.0.0.1" in caches("delete", name)
+    assert "the API key that this cache was created with (gemini at http://127.0.0.1" in caches("delete", name)
     monkeypatch.delenv("GEMINI_API_KEY")
     assert caches("delete", name).startswith("refused: Nothing in this environment has the API key")
     assert len(sim.gemini_caches.all(sim.now())) == 1

@@ -544,7 +544,7 @@ def test_a_local_server_needs_an_address_and_no_key(monkeypatch: pytest.MonkeyPa
     """A local server never gets the key of a cloud provider."""
     for variable in KEY_VARIABLES.values():
         monkeypatch.setenv(variable, SENTINEL)
-    with expect_error(ConfigurationError, "where your server listens", "POLLUX_LOCAL_BASE_URL"):
+    with expect_error(ConfigurationError, "address of your server", "POLLUX_LOCAL_BASE_URL"):
         Config(provider="local", model="m")
     assert Config(provider="local", model="m", base_url="http://h").key() is None
 

@@ -293,7 +293,7 @@ def test_an_invalid_tool_is_refused(tool: dict[str, Any]) -> None:
 
 def test_two_tools_of_the_same_name_are_refused() -> None:
     """A call of the model would be ambiguous."""
-    with expect_error(ConfigurationError, "Two tools are called 'get_weather'"):
+    with expect_error(ConfigurationError, "Two tools are named 'get_weather'"):
         Options(tools=[TOOL, {"name": "other"}, TOOL])
 
 
@@ -351,8 +351,8 @@ def test_the_json_schema_of_options_is_fit_for_a_form() -> None:
     [
         ("no_such_module:Model", "No module named 'no_such_module'"),
         (f"{__name__}:Nothing", "has no attribute 'Nothing'"),
-        (f"{__name__}:TOOL", "is no Pydantic model"),
-        (f"{__name__}:Colour", "is no Pydantic model"),
+        (f"{__name__}:TOOL", "is not a Pydantic model"),
+        (f"{__name__}:Colour", "is not a Pydantic model"),
         ("a..b:C", "cannot be imported here"),
         (".relative:Model", "import string like 'my_pkg.models:Invoice'"),
         ("os.system", "import string like 'my_pkg.models:Invoice'"),

@@ -129,8 +129,8 @@ def test_tokens_and_costs_have_separate_columns() -> None:
         ("answers", "ends with none of"),
         ("answers.json", "ends with none of"),
         ("answers.csv.gz", "ends with none of"),
-        ("https://example.com/answers.jsonl", "https is only read from"),
-        ("https://example.com/answers/", "https is only read from"),
+        ("https://example.com/answers.jsonl", "https is read-only"),
+        ("https://example.com/answers/", "https is read-only"),
         ("s3://a:b@c/d.csv", "password"),
         ("nowhere://x.csv", "cannot be used"),
     ],
@@ -249,7 +249,7 @@ def test_an_unwritable_path_is_refused_before_any_row_is_written(unwritable_path
 
 
 def test_a_missing_bucket_is_refused_before_any_row_is_written(object_store: ObjectStore) -> None:
-    with pytest.raises(ConfigurationError, match=r"cannot be written to: FileNotFoundError: .* exist\. Make"):
+    with pytest.raises(ConfigurationError, match=r"cannot be written to: FileNotFoundError: .* exist\. Free"):
         check_writable("s3://pond/answers.csv")
     check_writable("s3://lake/answers.csv")
     assert object_store.objects == {}

@@ -89,7 +89,7 @@ def test_the_cost_without_a_cache_prices_all_input_equally(batch: bool) -> None:
     target = Target(provider="anthropic", model="claude-sonnet-4-6")
     assert cost_uncached(target, answer, batch=batch, at=NOW) == plain
     routed = cost_uncached(Target(provider="openrouter", model="x/y"), answer)
-    assert (routed.usd, routed.unknown) == (None, "OpenRouter does not say what it would have charged without a cache.")
+    assert (routed.usd, routed.unknown) == (None, "OpenRouter does not report the price without a cache.")
 
 
 def test_the_price_of_storage_is_none_if_it_is_not_listed() -> None:
@@ -267,7 +267,7 @@ def test_the_cost_of_a_model_without_a_price_is_unknown(
         ("anthropic", "claude-sonnet-4-6", {"billing": {"speed": "fast"}}, "speed 'fast'"),
         ("anthropic", "claude-opus-4-8", {"billing": {"speed": "fast"}, "batch": True}, "'batch' and speed 'fast'"),
         ("anthropic", "claude-sonnet-4-6", {"billing": {"region": "us"}}, "region 'us'"),
-        ("anthropic", "claude-sonnet-4-6", {"billing": {"server_tools": 1}}, "own tools"),
+        ("anthropic", "claude-sonnet-4-6", {"billing": {"server_tools": 1}}, "tools of the provider"),
         ("openai", "gpt-5.6", {"cache_write": 5, "billing": {"long_cache_write_tokens": 5}}, "with a longer lifetime"),
         ("openai", "o1-pro", {"cached": 5}, "cached input"),
         ("openai", "gpt-5", {"cached": 11}, "cannot be right"),

@@ -70,8 +70,8 @@ def test_a_stored_conversation_can_be_continued() -> None:
     envelope = load_result("result-conversation")
     target = Target(provider="openai", model="gpt-4.1-mini")
     request = make_request("Who am I?", target=target, options=Options(continue_from=envelope))
-    assert [turn.role for turn in request.said.turns] == ["user", "assistant"]
-    assert request.said.response_id == "resp_00000002"
+    assert [turn.role for turn in request.history.turns] == ["user", "assistant"]
+    assert request.history.response_id == "resp_00000002"
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def test_an_invalid_target_is_refused(wrong: Any) -> None:
 
 
 def test_an_invalid_response_schema_is_refused_before_the_call() -> None:
-    with expect_error(ConfigurationError, "response_schema is no usable JSON Schema"):
+    with expect_error(ConfigurationError, "response_schema is not a usable JSON Schema"):
         request(options=Options(response_schema={"type": "integr"}))
 
 

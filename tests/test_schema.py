@@ -547,7 +547,7 @@ def test_problems_name_the_path_and_the_fault() -> None:
         ({"$ref": "#/$defs/A"}, "$ref '#/$defs/A' points to nothing"),
         ({"items": {"$ref": "https://example.com/a.json"}}, "nothing is fetched"),
         ({"title": "t", "items": {"$ref": "#/title"}}, "does not point to a schema"),
-        ({"$defs": {"A": {"anyOf": [{"$ref": "#/$defs/A"}]}}, "$ref": "#/$defs/A"}, "leads back to itself"),
+        ({"$defs": {"A": {"anyOf": [{"$ref": "#/$defs/A"}]}}, "$ref": "#/$defs/A"}, "refers to itself endlessly"),
         ({"properties": {"a": {"$id": "https://example.com/", "type": "string"}}}, "$id below the root"),
     ],
 )

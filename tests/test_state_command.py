@@ -77,7 +77,7 @@ def test_show_prints_the_location_size_and_last_runs(state: Command, home: Path)
     output = state()
     assert output == state("show")
     assert f"{home}/state: " in output
-    assert "of at most 2.0 GB. Answers are kept for 90 days." in output
+    assert "of at most 2.0 GB. Answers are stored for 90 days." in output
     assert "Answers              │ 30 " in output
     runs = output[output.index("The last runs") :]
     assert [name in runs for name in ("today", "[bold]last week", "long ago")] == [True] * 3
@@ -116,7 +116,7 @@ def test_show_prints_the_address_of_a_redis_without_its_password(
     save_three_runs()
     output = state()
     assert server.url.removeprefix("redis://") in output
-    assert "In a Redis, answers are removed by age only" in output
+    assert "In Redis, answers are removed only by age" in output
     assert "Answers              │ 30 " in output
     assert "Removed 10 answers" in state("prune", "--older-than", "30d")
     assert "s3cret" not in output + state("--json") + state("prune", "--max-size", "1kB")
@@ -140,8 +140,8 @@ def test_prune_without_a_criterion_is_refused(state: Command) -> None:
 @pytest.mark.parametrize(
     ("words", "output"),
     [
-        (["--older-than", "30"], "--older-than is no age: '30'. Write it as 90m, 12h, 30d or 8w."),
-        (["--max-size", "half"], "--max-size is no size: 'half'. Write it as 500MB or 2GiB."),
+        (["--older-than", "30"], "--older-than is not an age: '30'. Write it as 90m, 12h, 30d or 8w."),
+        (["--max-size", "half"], "--max-size is not a size: 'half'. Write it as 500MB or 2GiB."),
         (["--run", "a", "--older-than", "3d"], "--run removes all answers of that run"),
         (["--run", "today", "--max-size", "1GB"], "--run removes all answers of that run"),
     ],
@@ -158,7 +158,9 @@ def test_prune_removes_old_answers(state: Command) -> None:
     for words, action in ((["--dry-run"], "Would remove"), ([], "Removed"), ([], "Removed 0 answers")):
         output = state("prune", "--older-than", "30d", *words)
         assert output.startswith(action)
-        assert ("10 answers, 1 run without answers, and 10 other records: " in output) is ("0 answers" not in action)
+        assert ("10 answers, 1 run without answers, and 10 other records, which " in output) is (
+            "0 answers" not in action
+        )
     assert [run["name"] for run in json.loads(state("--json"))["runs"]] == ["today", "[bold]last week"]
 
 
@@ -175,7 +177,7 @@ def test_prune_removes_the_answers_of_a_run(state: Command) -> None:
     save_three_runs()
     assert state("prune", "--run", "today").startswith("Removed 10 answers, 1 run without answers")
     assert json.loads(state("--json"))["records"]["answer"] == 20
-    assert state("prune", "--run", "today").startswith("refused: No answers of a run called 'today' are stored.")
+    assert state("prune", "--run", "today").startswith("refused: No answers of a run named 'today' are stored.")
 
 
 def test_a_damaged_answer_is_asked_for_again_once_it_is_pruned(
@@ -208,12 +210,10 @@ def test_prune_reports_damaged_records_that_it_does_not_remove(state: Command, h
     for key, data in damaged.items():
         asyncio.run(open_store().put(key, {}))
         damage(f"disk:{home / 'state'}", key, data)
-    assert (
-        "2 records cannot be read; what is damaged is named by pollux-flows state prune --damaged --dry-run." in state()
-    )
+    assert "2 records cannot be read: pollux-flows state prune --damaged --dry-run lists the damaged ones." in state()
     output = state("prune", "--damaged", "--older-than", "30d").splitlines()
     assert output[:2] == ["Removed 1 damaged record.", "hash/1"]
-    assert output[2].startswith("Left 1 damaged record, for that tells what is still at a provider. Restore")
+    assert output[2].startswith("Left 1 damaged record, as these say which files are still at a provider. Restore")
     assert output[3] == "upload/1"
     assert output[4].startswith("Removed 10 answers")
 
@@ -226,8 +226,8 @@ def test_prune_spares_and_reports_a_run_at_work(state: Command) -> None:
         async with places.hold_run_lease(open_store(), "today"):
             return await asyncio.to_thread(state, "prune", *words)
 
-    assert "so that its answers stay: 1 run." in asyncio.run(prune_during_run("--older-than", "0d"))
-    assert asyncio.run(prune_during_run("--run", "today")).startswith("refused: The run today is at work.")
+    assert "less than a day ago: 1 run." in asyncio.run(prune_during_run("--older-than", "0d"))
+    assert asyncio.run(prune_during_run("--run", "today")).startswith("refused: The run today is still running.")
     assert [run["name"] for run in json.loads(state("--json"))["runs"]] == ["today"]
 
 

@@ -83,7 +83,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a call with more in it": (make_calls({**CALL, "extra": 1}), "not a tool call"),
     "arguments in a list": (make_calls({**CALL, "arguments": [1]}), "arguments of type list"),
     "two calls of one id": (make_calls(CALL, CALL), "'c1' twice"),
-    "a result of nothing": (make_result(None), "which tool call"),
+    "a result of nothing": (make_result(None), "no tool_call_id"),
     "invalid sources": ({**USER, "sources": ["a"]}, "history[1]: "),
     "an invalid state": ({"role": "assistant", "content": "a", "provider_state": []}, "history[1]: "),
 }

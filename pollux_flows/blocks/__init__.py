@@ -1,4 +1,4 @@
-"""The Prefect blocks: what an operator sets up once and flows take by name."""
+"""The Prefect blocks, which an operator saves once and flows use by name."""
 
 # They have no _logo_url and link to Prefect's documentation: both must be public web addresses (no data: URL), and this
 # project has none yet.

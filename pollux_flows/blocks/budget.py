@@ -1,4 +1,4 @@
-"""PolluxBudget: an amount that deployments share, as a block that their runs pick."""
+"""PolluxBudget: a spending limit that runs of several deployments share, as a block."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PolluxBudget(Block):
 
     @classmethod
     def model_json_schema(cls, *args: Any, **settings: Any) -> dict[str, Any]:
-        """Return the schema that the UI makes its form from: one input a field, where a number or None has two tabs."""
+        """Return the schema of the UI's form, without the alternatives for None, so that each field is one input."""
         schema = super().model_json_schema(*args, **settings)
         for field in schema["properties"].values():
             field.update(field.pop("anyOf", [{}])[0])
@@ -53,18 +53,18 @@ class PolluxBudget(Block):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _remember_the_saved_block(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Restore the name that a block read back from a run's parameters was saved under; pydantic would drop it."""
+    def _restore_name(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Restore the name of a saved block that is read from a run's parameters, which Pydantic would drop."""
         block = handler(data)
         if isinstance(data, dict) and (name := data.get("_block_document_name")):
             block._block_document_name = name  # noqa: SLF001
         return block
 
     def limits(self) -> SharedBudget:
-        """Return the limits for a run, or raise where the block has no name to share them by."""
+        """Return the limits for a run. Raises if the block was not saved, as runs share a budget by its name."""
         if self.name is None:
             raise ConfigurationError(
-                "This PolluxBudget was never saved, and runs share one by its name.",
+                "This PolluxBudget was never saved, and runs share a budget by its name.",
                 hint="Save it first: PolluxBudget(usd_per_day=…).save('a-name').",
             )
         if self.usd_per_day is None and self.usd_in_total is None:
@@ -85,5 +85,5 @@ class PolluxBudget(Block):
 
 
 def limits_of(budget: PolluxBudget | None) -> SharedBudget | None:
-    """Return the limits of a run's budget, or None for a run that shares none."""
+    """Return the limits of a run's shared budget; None if it has none."""
     return None if budget is None else budget.limits()

@@ -1,4 +1,4 @@
-"""PolluxCache: content that a provider holds for many prompts, as a block that any worker finds it by."""
+"""PolluxCache: a provider's cache, as a block by which any worker finds it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class PolluxCache(Block):
 
     @property
     def cache_name(self) -> str:
-        """The name of this block, which follows from what is in the cache."""
+        """The name of this block, which is derived from the contents of the cache."""
         return cache_name(CacheRecord.model_validate(self.record).identity)
 
 

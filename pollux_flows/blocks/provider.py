@@ -1,4 +1,4 @@
-"""PolluxProvider: who answers, as a block with the key as a secret."""
+"""PolluxProvider: a provider and model, as a block with the key as a secret."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pollux_flows.errors import ConfigurationError
 
 
 class PolluxProvider(Block):
-    """Which provider and model answer, with which key, and how hard they may be pressed.
+    """The provider and model that answer, their API key, and the limits on calls.
 
     Example:
         Load a saved provider and ask it something:
@@ -41,8 +41,8 @@ class PolluxProvider(Block):
     _documentation_url = HttpUrl("https://docs.prefect.io/v3/concepts/blocks")
     _description = "A provider and model that answer prompts, with the key as a secret."
 
-    # Field order is part of the block schema's checksum: append new fields, and give them defaults. So are titles, and
-    # all else that the form in the UI is made from; a block that was saved under an earlier checksum still loads.
+    # Field order, titles and everything else in the UI's form are part of the block schema's checksum: append new
+    # fields, and give them defaults. A block that was saved under an earlier checksum still loads.
     provider: ProviderName = Field(description="gemini, openai, anthropic, openrouter or local.")
     model: str = Field(min_length=1, description="The model's name, as the provider spells it.")
     api_key: SecretStr | None = Field(
@@ -94,13 +94,13 @@ class PolluxProvider(Block):
 
     @classmethod
     def model_json_schema(cls, *args: Any, **settings: Any) -> dict[str, Any]:
-        """Return the schema that the block's form is made from: an optional field is one input, without a tab for None.
+        """Return the schema of the block's form, without the alternatives for None, so that each field is one input.
 
-        In the schema of a flow, which the server checks a program's parameters by, None stays allowed.
+        The schema of a flow, by which the server validates the parameters of a run, still allows None.
         """
         schema = super().model_json_schema(*args, **settings)
         for card in schema.get("definitions", {}).values():
-            card.pop("description", None)  # its docstring is for programmers; the field above it has a description
+            card.pop("description", None)  # a docstring for programmers; the field itself has a description
         for model in (schema, *schema.get("definitions", {}).values()):
             for field in model["properties"].values():
                 field.update(field.pop("anyOf", [{}])[0])
@@ -108,14 +108,14 @@ class PolluxProvider(Block):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _remember_the_saved_block(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Restore the name that a block read back from a run's parameters was saved under; pydantic would drop it."""
+    def _restore_name(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Restore the name of a saved block that is read from a run's parameters, which Pydantic would drop."""
         problem = hint = ""
         try:
             block = handler(data)
         except ValidationError as error:
             problem, hint = describe(cls, error), advise(cls, error)
-        if problem:  # raised out here: Pydantic's own error quotes the input, and so the key
+        if problem:  # raised outside the handler, as Pydantic's error quotes the input, and so the key
             raise ConfigurationError(problem, hint=hint)
         if isinstance(data, dict) and (name := data.get("_block_document_name")):
             block._block_document_name = name  # noqa: SLF001
@@ -128,19 +128,19 @@ class PolluxProvider(Block):
         return self
 
     def __getstate__(self) -> dict[Any, Any]:
-        """Pickled, as for a task that runs elsewhere, the block goes without its key and finds it again by name."""
+        """Pickle the block without its key, which a task on another machine loads from the saved block."""
         state = super().__getstate__()
         key = SecretStr("********") if self.api_key else None
         return {**state, "__dict__": {**state["__dict__"], "api_key": key}}
 
     @property
     def name(self) -> str | None:
-        """The name it is saved under."""
+        """The name that this block was saved under."""
         return self._block_document_name
 
     @property
     def reference(self) -> dict[str, Any]:
-        """The saved block as a parameter of a deployment or of a run that it starts; the key stays on the server."""
+        """A reference to the saved block, as a parameter of a deployment or run. The key stays on the server."""
         if self._block_document_id is None:
             raise ConfigurationError(
                 "Only a saved PolluxProvider can be referred to.",
@@ -149,7 +149,7 @@ class PolluxProvider(Block):
         return {"$ref": {"block_document_id": str(self._block_document_id)}}
 
     async def config(self) -> Config:
-        """The Config for calls made now, with the key from this block, the saved one, or the environment."""
+        """Return the Config for calls, with the key of this block, of the saved block, or of the environment."""
         key = await self._key()
         if key is None:
             self._check_environment_key()
@@ -169,43 +169,43 @@ class PolluxProvider(Block):
 
     @classmethod
     async def named(cls, name: str) -> PolluxProvider:
-        """The one saved under that name."""
+        """Return the PolluxProvider that is saved under this name."""
         try:
             return cast(PolluxProvider, await cls.aload(name))
-        except ConfigurationError as error:  # saved in the UI, which checks no more than the types of the fields
+        except ConfigurationError as error:  # saved in the UI, which validates only the types of the fields
             raise ConfigurationError(f'PolluxProvider "{name}": {error.message}', hint=error.hint) from None
         except ValueError:
             async with get_client() as client:
-                await client.api_version()  # raises where there is no Prefect API: at such an address, nothing is found
+                await client.api_version()  # raises if there is no Prefect API at this address
             raise ConfigurationError(
-                f"There is no PolluxProvider called {name!r} on this server.",
+                f"There is no PolluxProvider named {name!r} on this server.",
                 hint=f"Save it in the UI under Blocks, with pollux-flows apply, or PolluxProvider(…).save({name!r}).",
             ) from None
 
     async def _key(self) -> str | None:
-        """The key to send: this block's own, the saved block's, or the environment's. None leaves it to the Config."""
+        """Return the key of this block or of the saved block; None to let the Config use the environment's."""
         own = self.api_key.get_secret_value() if self.api_key else ""
         if own.strip("*"):
             return own
-        masked = own != ""  # Prefect shows a secret in a run's parameters as asterisks
+        masked = own != ""  # Prefect stores a secret in a run's parameters as asterisks
         if self.name is not None and (masked or not self._may_have_environment_key):
             return await self._saved_key(self.name, masked=masked)
         if masked and environment_key(self.provider) is None:
             variable = KEY_VARIABLES.get(self.provider)
             raise ConfigurationError(
-                "This run knows its API key only as asterisks: the PolluxProvider that was passed was never saved.",
+                "The API key of this run was replaced by asterisks, as its PolluxProvider was never saved.",
                 hint="Save it once with PolluxProvider(…).save('a-name') and pass PolluxProvider.load('a-name')"
                 + (f", or set {variable} where the flow runs." if variable else "."),
             )
         return None
 
     def _check_environment_key(self) -> None:
-        """Raise where the block has no key and the environment has none either, in terms of the block."""
+        """Raise an error about the block if neither the block nor the environment has a key."""
         variable = KEY_VARIABLES.get(self.provider)
         if variable is None or self.use_mock or environment_key(self.provider) is not None:
             return
         if self.name is None and not self._may_have_environment_key:
-            return  # the Config says what would allow that address
+            return  # the Config raises an error on how to allow that address
         block = f'PolluxProvider "{self.name}"' if self.name else "PolluxProvider"
         raise ConfigurationError(
             f"{block}, field api_key: there is no API key for {self.provider}, and {variable} is not set here.",
@@ -219,15 +219,15 @@ class PolluxProvider(Block):
         return may_have_environment_key(self.provider, base_url)
 
     async def _saved_key(self, name: str, *, masked: bool) -> str | None:
-        """The key of the block that is saved under that name, or the environment's for a saved block without one."""
+        """Return the key of the block that is saved under this name, or the environment's if that block has none."""
         saved = await PolluxProvider.named(name)
         if (saved.provider, saved.base_url) != (self.provider, self.base_url):
-            # Run parameters are written by anyone who may start a run; a key goes only where it was meant to go.
+            # A person who may start a run chooses its parameters, and must not redirect a key to another address.
             raise ConfigurationError(
-                f"This run asks for the key of the saved PolluxProvider {name!r}, for another address.",
-                hint="Start it again with the saved provider as it is now.",
+                f"This run would send the key of the saved PolluxProvider {name!r} to another provider or address.",
+                hint="Start it again with the saved PolluxProvider.",
             )
         if masked and saved.api_key is not None and (key := saved.api_key.get_secret_value()).strip("*"):
             return key
-        # The saved block names the address, so the environment's key may go there.
+        # The saved block names the address, so the environment's key may be sent there.
         return environment_key(self.provider)

@@ -1,4 +1,4 @@
-"""Registration: this package's block types on a Prefect server, which knows none of them until they are registered."""
+"""Registration of this package's block types on a Prefect server, and access to saved blocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pollux_flows.errors import PolluxError
 
 
 async def aregister_block_types() -> None:
-    """Register all block types, so that the UI offers them and the forms of the flows list the saved ones."""
+    """Register all block types, so that the UI offers them, and lists saved blocks in the forms of the flows."""
     for name in blocks.__all__:
         await getattr(blocks, name).aregister_type_and_schema()
 
@@ -30,7 +30,7 @@ def register_block_types() -> None:
 
 
 async def read_documents(client: PrefectClient, kind: type[Block]) -> list[BlockDocument]:
-    """Return all saved blocks of a type: none where the type is not registered yet."""
+    """Return all saved blocks of a type; none if the type is not registered yet."""
     try:
         return await client.read_block_documents_by_type(kind.get_block_type_slug())
     except PrefectHTTPStatusError as error:
@@ -41,7 +41,7 @@ async def read_documents(client: PrefectClient, kind: type[Block]) -> list[Block
 
 
 async def check_api(client: PrefectClient) -> None:
-    """Raise an HTTPStatusError where there is no Prefect API: at such an address, nothing at all is found."""
+    """Raise an HTTPStatusError if there is no Prefect API at the configured address."""
     await client.api_version()
 
 
@@ -54,13 +54,13 @@ async def read_document(client: PrefectClient, kind: type[Block], name: str) -> 
 
 
 def has_current_form(document: BlockDocument, kind: type[Block]) -> bool:
-    """Return whether a block was saved under the schema that its type has now, from which the UI makes its form."""
+    """Return whether a block was saved under the current schema of its type, from which the UI makes its form."""
     schema = document.block_schema
     return schema is not None and schema.checksum == kind._calculate_schema_checksum()  # noqa: SLF001
 
 
 async def load_saved_configs() -> AsyncIterator[tuple[str, Config | PolluxError]]:
-    """Yield, by name, the config of each saved provider, or why this process cannot use it."""
+    """Yield the name of each saved provider with its Config, or with the error why this process cannot use it."""
     async with get_client() as client:
         documents = await read_documents(client, PolluxProvider)
     for name in sorted(document.name for document in documents if document.name):
@@ -71,7 +71,7 @@ async def load_saved_configs() -> AsyncIterator[tuple[str, Config | PolluxError]
 
 
 async def create_document(client: PrefectClient, block: Block, name: str) -> BlockDocument:
-    """Save a new block under this name, which is a claim: ObjectAlreadyExists where it is taken."""
+    """Save a new block under this name. Raises ObjectAlreadyExists if the name is taken."""
     kind = type(block)
     await kind.register_type_and_schema(client=client)
     type_id, schema_id = kind._block_type_id, kind._block_schema_id  # noqa: SLF001
@@ -80,5 +80,5 @@ async def create_document(client: PrefectClient, block: Block, name: str) -> Blo
 
 
 def data_of(block: Block) -> dict[str, Any]:
-    """Return the fields of a block as its document has them."""
+    """Return the fields of a block, as its document stores them."""
     return {name: getattr(block, name) for name in type(block).model_fields}

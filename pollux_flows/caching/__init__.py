@@ -1,1 +1,1 @@
-"""Content that a provider keeps for us, so that it is sent and paid for once."""
+"""Provider caches of content that many prompts share, so that it is sent and paid for once."""

@@ -1,8 +1,9 @@
-"""Auto: whether a cache makes the calls of a run cheaper, by arithmetic.
+"""Automatic caching: decide from list prices whether a cache makes the calls of a run cheaper.
 
-Where a provider sells caches (Gemini), the sources are held in one while the run lasts: once the price of input, then a
-tenth of it for each prompt, and the storage. Where a prompt writes to the cache that later ones read (Anthropic), the
-first goes alone. Other providers cache repeated prefixes by themselves. None of it changes an answer.
+Where a provider sells caches (Gemini), the sources are held in a cache while the run lasts, which costs the price of
+input once, a tenth of it for each prompt, and the storage. Where a prompt writes to a cache that later ones read
+(Anthropic), the first call is made before the others. Other providers cache repeated prefixes automatically. Caching
+does not change answers.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from pollux_flows.pricing import dollars
 from pollux_flows.source import Source
 from pollux_flows.state.leases import run_to_completion
 
-# A run of one round of calls takes less; a cache that its run would outlive is extended.
+# More than one round of calls takes. A cache that is too short for its run is extended.
 _SHORTEST_S: Final = 120
 _ROUND_S: Final = 30
-# Gemini says of each model how many tokens a cache needs; where that is not known, the most of them.
+# The fewest tokens that Gemini caches, by model; for others, the highest of all minimums.
 _GEMINI_2_5_MINIMUM: Final = 2_048
 _HIGHEST_MINIMUM: Final = 4_096
 _BYTES_PER_TOKEN: Final = {"text": 4, "application": 200, "audio": 500, "video": 1_000}
@@ -39,7 +40,7 @@ _IMAGE_TOKENS: Final = 258
 
 @asynccontextmanager
 async def cache_automatically(execution: Execution, calls: Sequence[PlannedCall]) -> AsyncIterator[None]:
-    """Let an execution cache what makes these calls cheaper, and delete afterwards the caches that it created."""
+    """Use caches in an execution where they make these calls cheaper, and delete those it created at the end."""
     plan = plan_cache(execution.plan, calls, execution.config.request_concurrency)
     execution.use_plan(plan)
     try:
@@ -56,9 +57,9 @@ async def cache_automatically(execution: Execution, calls: Sequence[PlannedCall]
 
 
 def plan_cache(plan: Plan, calls: Sequence[PlannedCall], concurrency: int) -> Plan:
-    """Return the plan with the caching that is cheapest for these of its calls, and why that is chosen."""
+    """Return the plan with the cheapest caching for these of its calls, and the reason for the choice."""
     if (obstacle := _find_obstacle(plan, calls)) is not None:
-        return plan.change_caching(_none(obstacle), request=plan.cache_request)
+        return plan.change_caching(_choose_none(obstacle), request=plan.cache_request)
     if plan.target.provider == "anthropic":
         choice = _choose_warm(plan, calls)
         warm = {"implicit_caching": "warm"} if choice.mode == "warm" else {}
@@ -77,7 +78,7 @@ def plan_cache(plan: Plan, calls: Sequence[PlannedCall], concurrency: int) -> Pl
 
 
 def estimate_tokens(source: Source, content: Content | None) -> int | None:
-    """Return about how many tokens a source has, by its length; None for an address, whose length is not known."""
+    """Estimate the tokens of a source from its length; None for an address, whose length is unknown."""
     if source.source_type in {"text", "json"}:
         return len(source.text or "") // _BYTES_PER_TOKEN["text"]
     if content is None:
@@ -90,22 +91,22 @@ def estimate_tokens(source: Source, content: Content | None) -> int | None:
 
 
 def _find_obstacle(plan: Plan, calls: Sequence[PlannedCall]) -> str | None:
-    """Return why nothing can be gained, whatever it costs."""
+    """Return the reason why a cache cannot help, regardless of its price; None if it can."""
     options, target = plan.options, plan.target
     if options.cache is not None:
         return "the options name a cache already"
     if max(Counter(call.source for call in calls).values(), default=0) <= 1:
-        return "no two prompts that are to be answered share anything" if calls else "all is answered already"
+        return "no two prompts that are to be answered share anything" if calls else "all prompts are answered already"
     if any(call.prompt is None for call in calls):
-        return "a prompt that is nothing but the sources needs them beside it"
+        return "a call without a prompt must send its sources"
     if not (plan.sources or options.system_instruction or options.tools):
         return "the prompts have no sources or instructions in common"
     if target.provider == "anthropic":
         return None if options.implicit_caching is None else "the options set implicit_caching"
     if not capabilities.has_caches(target):
-        return f"nothing has to be done: {target.provider} caches what prompts of {target.model} begin with by itself"
+        return f"{target.provider} caches repeated prefixes of {target.model} automatically"
     if not capabilities.fits_cache(target, options):
-        return "tool_choice, and raw instructions and tools in provider_options, cannot go along with a cache"
+        return "tool_choice, and instructions and tools in provider_options, cannot be combined with a cache"
     if any(source.gemini_url_context for source in plan.sources):
         return "an address that Gemini opens while it answers cannot be cached"
     return None
@@ -120,11 +121,11 @@ def _choose_explicit(plan: Plan, calls: Sequence[PlannedCall], seconds: int) -> 
     for source, count, tokens in _find_long_enough(plan, calls, least, reasons):
         prices = price_cache(plan.target, tokens)
         if prices is None or prices.stored_per_hour is None:
-            return _none(f"the price of a cache of {plan.target.model} is not known")
+            return _choose_none(f"the price of a cache of {plan.target.model} is unknown")
         price = prices.total(count, seconds)
         if price >= count * prices.sent:
             reasons.append(
-                f"for {count} prompts a cache costs {dollars(price)}, sending the sources along "
+                f"for {count} prompts a cache costs {dollars(price)}, and sending the sources with each "
                 f"{dollars(count * prices.sent)}"
             )
             continue
@@ -132,11 +133,11 @@ def _choose_explicit(plan: Plan, calls: Sequence[PlannedCall], seconds: int) -> 
         prompts += count
         plain += count * prices.sent
     if not paying:
-        return _none(reasons[0])
+        return _choose_none(reasons[0])
     cached = "the sources" if None in paying else f"{len(paying)} of {plan.broadcast_over} sources"
     why = (
         f"{cached} in a cache for {seconds} seconds cost about {dollars(sum(paying.values()))}, "
-        f"sent along with {prompts} prompts {dollars(plain)}"
+        f"and sent with each of {prompts} prompts {dollars(plain)}"
     )
     return CacheChoice(mode="explicit", why=why, sources=[source for source in paying if source is not None])
 
@@ -145,31 +146,31 @@ def _choose_warm(plan: Plan, calls: Sequence[PlannedCall]) -> CacheChoice:
     least = claude.cache_minimum(plan.target.model) or _HIGHEST_MINIMUM
     reasons: list[str] = []
     warm = plain = 0.0
-    # Others are sent as ever, at the same price.
+    # Sources that cannot be cached are sent at the same price either way.
     for _, count, tokens in _find_long_enough(plan, calls, least, reasons):
         prices = price_prefix(plan.target, tokens, for_an_hour=plan.options.cache_ttl == "1h")
         if prices is None:
-            return _none(f"the price of caching with {plan.target.model} is not known")
+            return _choose_none(f"the price of caching with {plan.target.model} is unknown")
         warm += prices.total(count, 0.0)
         plain += count * prices.sent
     if not plain:
-        return _none(reasons[0])
+        return _choose_none(reasons[0])
     if warm >= plain:
-        return _none(f"cached, the sources cost {dollars(warm)}, sent along {dollars(plain)}")
+        return _choose_none(f"cached, the sources cost {dollars(warm)}, and sent with each prompt {dollars(plain)}")
     return CacheChoice(
         mode="warm",
-        why=f"written by the first prompt and read by the others, the sources cost about {dollars(warm)}, else "
-        f"{dollars(plain)}",
+        why=f"written to the cache by the first prompt and read by the others, the sources cost about {dollars(warm)}, "
+        f"and uncached {dollars(plain)}",
     )
 
 
 def _find_long_enough(
     plan: Plan, calls: Sequence[PlannedCall], least: int, reasons: list[str]
 ) -> Iterator[tuple[int | None, int, int]]:
-    """Yield each source that can be cached, with its calls and tokens; add to `reasons` why others cannot."""
+    """Yield each source that can be cached, with its calls and tokens; append to `reasons` why others cannot."""
     for source, count in Counter(call.source for call in calls).items():
         if (tokens := _count_tokens(plan, source)) is None:
-            reasons.append("the length of what is at an address is not known")
+            reasons.append("the length of the content at an address is unknown")
         elif tokens < least:
             reasons.append(f"caching needs {least:,} tokens, and the prompts share about {tokens:,}")
         else:
@@ -177,7 +178,7 @@ def _find_long_enough(
 
 
 def _count_tokens(plan: Plan, source: int | None) -> int | None:
-    """Return about how many tokens the calls about that source have in common; None where that is not known."""
+    """Estimate how many tokens the calls about that source have in common; None if unknown."""
     indexes = range(len(plan.sources)) if source is None else [source]
     counts = [estimate_tokens(plan.sources[index], plan.contents[index]) for index in indexes]
     known = [count for count in counts if count is not None]
@@ -189,14 +190,14 @@ def _count_tokens(plan: Plan, source: int | None) -> int | None:
 
 
 def _report_refusal(execution: Execution) -> Plan:
-    """Return the plan of an execution, which says so where a cache could not be had."""
+    """Return the plan of an execution, with a note in its choice of caching if a cache could not be used."""
     plan, refusals = execution.plan, [use.refusal for use in execution.cache_uses if use.refusal is not None]
     if plan.cache_choice is None or not refusals:
         return plan
-    why = f"{plan.cache_choice.why}; but it could not be used, so they were sent: {refusals[0].message}"
+    why = f"{plan.cache_choice.why}; the cache could not be used, so the sources were sent: {refusals[0].message}"
     choice = plan.cache_choice.model_copy(update={"why": why})
     return plan.change_caching(choice, request=plan.cache_request)
 
 
-def _none(why: str) -> CacheChoice:
+def _choose_none(why: str) -> CacheChoice:
     return CacheChoice(mode="none", why=why)

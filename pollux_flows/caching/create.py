@@ -1,4 +1,4 @@
-"""create_cache: have a provider keep content that many prompts will ask about."""
+"""create_cache: create a provider cache of content that many prompts will be about."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pollux_flows.handles import CacheHandle
 from pollux_flows.options import Options
 from pollux_flows.pipeline.cache_creation import create_or_find, prepare_cache
 from pollux_flows.pipeline.caches import CacheRequest
-from pollux_flows.pipeline.request import checked_sources
+from pollux_flows.pipeline.request import check_sources
 from pollux_flows.source import Source
 
 
@@ -25,10 +25,10 @@ async def create_cache(
     tools: list[dict[str, Any]] | None = None,
     ttl_seconds: int = 3600,
 ) -> CacheHandle:
-    """Cache sources, system instruction and tools with the provider; pass the handle on in `Options(cache=…)`.
+    """Cache sources, system instruction and tools at the provider, and return a handle for `Options(cache=…)`.
 
-    A cache with these contents that lives already, made by any process that shares the state store, is returned instead
-    of a new one; it is extended when less than half of `ttl_seconds` is left to it.
+    An existing cache with these contents, created by any process that shares the state store, is returned instead of a
+    new one. It is extended if less than half of `ttl_seconds` is left.
     """
     request = make_cache_request(config.target, sources, system_instruction, tools, ttl_seconds)
     obtained = await create_or_find(
@@ -49,11 +49,11 @@ def make_cache_request(
     tools: list[dict[str, Any]] | None,
     ttl_seconds: int,
 ) -> CacheRequest:
-    """Return the request for a cache, or raise ConfigurationError with what is wrong with it."""
+    """Return the request for a cache. Raises a ConfigurationError if it is invalid."""
     if not isinstance(ttl_seconds, int) or isinstance(ttl_seconds, bool) or ttl_seconds < 1:
         raise ConfigurationError(f"ttl_seconds is {ttl_seconds!r}.", hint="Write a whole number of seconds, 1 or more.")
     capabilities.require_cache(target)
-    Options(system_instruction=system_instruction, tools=tools)  # it says what is wrong with either
+    Options(system_instruction=system_instruction, tools=tools)  # validates both
     return CacheRequest(
-        sources=checked_sources(sources), system_instruction=system_instruction, tools=tools, ttl_seconds=ttl_seconds
+        sources=check_sources(sources), system_instruction=system_instruction, tools=tools, ttl_seconds=ttl_seconds
     )

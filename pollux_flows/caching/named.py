@@ -1,4 +1,4 @@
-"""Named caches: the cache that a run asks for, by its handle or by the name of its PolluxCache."""
+"""Named caches: find the cache that a run requests by its handle or by the name of its PolluxCache."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ AUTO: Final = "auto"
 
 @dataclass(frozen=True)
 class RequestedCache:
-    """The options of a run, with the handle of the cache that it asks for."""
+    """The options of a run, with the handle of the cache that it requests."""
 
     options: Options | None
     record: CacheRecord | None = None
-    """The record of a cache that was named."""
+    """The record of a cache that was requested by name."""
     is_auto: bool = False
     """True for cache="auto": the run decides whether to create one."""
 
     @property
     def request(self) -> CacheRequest | None:
-        """How to make the cache again; None where only its handle is known."""
+        """How to create the cache again; None if only its handle is known."""
         return None if self.record is None else self.record.request
 
 
 async def find_requested_cache(
     cache: CacheHandle | str | None, options: Options | None, registry: CacheRegistry
 ) -> RequestedCache:
-    """Return the options with the handle of the cache that `cache` or `options` ask for, or refuse both at once."""
+    """Return the options with the handle of the cache that `cache` or `options` request. Refuses both at once."""
     if cache is not None and not isinstance(cache, CacheHandle | str):
         raise ConfigurationError(
             f"cache is a {type(cache).__name__}.", hint="Pass 'auto', the name of a PolluxCache, or a cache handle."
         )
     if not isinstance(options, Options | None):
-        return RequestedCache(options)  # refused with the other arguments
+        return RequestedCache(options)  # refused later, with the other arguments
     own = None if options is None else options.cache
     if cache not in {None, AUTO} and own is not None:
         raise ConfigurationError(

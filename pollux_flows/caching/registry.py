@@ -1,4 +1,4 @@
-"""Registry: the cache records of those who share a state store."""
+"""Registry: the cache records in a state store, for use without a Prefect server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pollux_flows.state.leases import LEASE_S, Clock, Lease
 from pollux_flows.state.store import Json, Store
 
 _PREFIX: Final = "cache/"
-# A failure matters to those who wait for it; a cache that expired, until a sweep has released its files.
+# A failed creation is on record for processes that wait for it, and an expired cache until a sweep releases its files.
 _FAILED_S: Final = 86_400.0
 _EXPIRED_S: Final = 30 * 86_400.0
 
@@ -27,7 +27,7 @@ def open_registry(config: Config) -> StoreRegistry:
 
 
 class StoreRegistry:
-    """The CacheRegistry of those who have no Prefect server."""
+    """The CacheRegistry in a state store."""
 
     def __init__(self, store: Store, clock: Clock = time.time, *, lease_s: float = LEASE_S) -> None:
         self.store = store

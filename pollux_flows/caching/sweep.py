@@ -1,4 +1,4 @@
-"""Sweep: delete the caches that have expired or that are not used any more, and release their files."""
+"""Sweep: delete caches that have expired or are no longer used, and release their files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pollux_flows.state.account import derive_shared_account
 from pollux_flows.state.leases import Clock, LeaseLostError
 
 UNUSED_S: Final = 86_400.0
-# An expired cache costs nothing, and its name may be in a schedule.
+# An expired cache costs nothing, and may be requested again by its name, for example on a schedule.
 _REMEMBERED_S: Final = 7 * 86_400.0
-# A failure is on record for those who waited for it; by then, none of them does.
+# A failed creation is on record for processes that wait for it. None waits longer than this.
 _FAILED_S: Final = 600.0
-# The answers of a run wait for no longer than that until its caches are deleted.
+# The most time that a run takes at its end to delete its caches.
 _DELETE_S: Final = 10.0
 _PATIENCE_S: Final = 5.0
 _log: Final = logging.getLogger("pollux_flows")
@@ -34,22 +34,22 @@ Reason = Literal["expired", "unused", "failed", "abandoned", "asked"]
 
 @dataclass(frozen=True)
 class SweptCache:
-    """A cache that was deleted, or what was left of one."""
+    """A cache that was deleted, or the remains of one."""
 
     identity: str
     name: str | None
-    """The provider's name for it; None where there was none."""
+    """The provider's name of the cache; None if the provider had none."""
     reason: Reason
 
 
 async def sweep_caches(
     registry: CacheRegistry, config: Config, *, unused_s: float | None = UNUSED_S, clock: Clock = time.time
 ) -> list[SweptCache]:
-    """Delete, of this key's caches, what expired a week ago, was not used for so long, or never came to life.
+    """Delete caches of this key that expired a week ago, were not used for `unused_s`, or were never created.
 
-    Deleted are the provider's copy and the record; files that were uploaded for a cache are released. A cache whose
-    handle is in a caller's hands (`is_pinned`) stays until it expires, and so does each with `unused_s=None`. What
-    another process works on at that moment is left to it. What cannot be deleted now stays on record.
+    The provider's copy and the record are deleted, and files that were uploaded for a cache are released. A cache whose
+    handle a caller has (`is_pinned`) stays until it expires; with `unused_s=None`, every cache does. Caches that
+    another process has locked are skipped. A cache that cannot be deleted now stays on record.
     """
     records = await _find_records(registry, config)
     if not records:
@@ -65,7 +65,7 @@ async def sweep_caches(
 
 
 async def delete_temporary(registry: CacheRegistry, config: Config, created_by: str) -> set[str]:
-    """Delete, best effort, the temporary caches of this run, and return their names. A sweep deletes the others."""
+    """Delete, best effort, the temporary caches of this run, and return their names. A sweep deletes the rest."""
     deleted: set[str] = set()
     try:
         temporary = [record for record in await _find_records(registry, config) if _is_temporary(record, created_by)]
@@ -88,7 +88,7 @@ def _is_temporary(record: CacheRecord, created_by: str) -> bool:
 
 
 async def delete_cache(registry: CacheRegistry, config: Config, identity: str) -> SweptCache:
-    """Delete one cache, whether or not it is used: the provider's copy, its record, and its hold on its files."""
+    """Delete one cache, even if it is in use: the provider's copy and its record. Its files are released."""
     async with open_session(config) as session, registry.lock(identity) as lock:
         if lock.record is None:
             raise ConfigurationError(
@@ -96,7 +96,7 @@ async def delete_cache(registry: CacheRegistry, config: Config, identity: str) -
             )
         if lock.record.account != await derive_shared_account(config.key()):
             raise ConfigurationError(
-                f"The cache {identity} was made with another API key.", hint="Use the key it was made with."
+                f"The cache {identity} was created with another API key.", hint="Use the key that it was created with."
             )
         swept = await _Sweeping(session, None, time.time).retire(lock, lock.record, "asked")
         if swept is None:
@@ -111,7 +111,7 @@ async def delete_cache(registry: CacheRegistry, config: Config, identity: str) -
 
 
 async def _find_records(registry: CacheRegistry, config: Config) -> list[CacheRecord]:
-    """Return the records of caches that are this key's, at this provider and address, for whichever model."""
+    """Return the records of this key's caches at this provider and address, for any model."""
     account, records = await derive_shared_account(config.key()), await registry.list()
     place = (config.provider, config.base_url, config.use_mock, account)
     return [
@@ -131,7 +131,7 @@ class _Sweeping:
             return []
         swept = await self._sweep_abandoned(lock, record)
         record, now = lock.record or record, self._clock()
-        if record.state == "creating":  # its creator has died, or does not know what became of it
+        if record.state == "creating":  # the creating process has died, or got no reply
             found = (
                 await look_for_cache(self._calls, record.display_name, 0.0, self._clock) if record.may_exist else None
             )
@@ -147,9 +147,9 @@ class _Sweeping:
         return swept
 
     async def retire(self, lock: CacheLock, record: CacheRecord, reason: Reason) -> SweptCache | None:
-        """Delete the provider's copy, release the files, remove the record; in this order, to be done again.
+        """Delete the provider's copy, release the files and remove the record, in this order, which can be repeated.
 
-        None, and the record stays for a sweep, where the provider may yet list a cache whose reply was lost.
+        If the provider may still list a cache whose reply was lost, return None and leave the record to a later sweep.
         """
         names = [record.display_name, *record.abandoned] if record.may_exist else record.abandoned
         found = await self._calls.find_all(names) if names else []
@@ -163,7 +163,7 @@ class _Sweeping:
         return SweptCache(record.identity, record.name, reason)
 
     async def _sweep_abandoned(self, lock: CacheLock, record: CacheRecord) -> list[SweptCache]:
-        """Delete what earlier creations of this cache have left; look for each until its listing has settled."""
+        """Delete caches of earlier creations with an unknown outcome. Each is searched for until lists are settled."""
         if not record.abandoned:
             return []
         found = await self._calls.find_all(record.abandoned)
@@ -179,7 +179,7 @@ class _Sweeping:
         if record.state != "living":
             return None
         if record.remaining_s(now) <= 0:
-            # Asked for by its name again, it is made again from its record.
+            # The record of a named cache stays for a while, to create the cache again when it is requested.
             return "expired" if record.is_temporary or now - record.last_used_at > _REMEMBERED_S else None
         is_idle = self._unused_s is not None and now - record.last_used_at > self._unused_s
         return "unused" if is_idle and not record.is_pinned else None

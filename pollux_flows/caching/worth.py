@@ -1,4 +1,4 @@
-"""Worth: what a cache costs, and from how many prompts on it is cheaper than sending its contents with each."""
+"""Worth: the cost of a cache, and the number of prompts from which it is cheaper than sending its contents."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class CachePrices:
     """Prices of the contents of one cache, in US dollars."""
 
     created: float
-    """Once, to create it: they are input as any other."""
+    """To create the cache, once, at the price of input."""
     read: float
-    """For each prompt that reads them from the cache."""
+    """For each prompt that reads the contents from the cache."""
     sent: float
-    """For each prompt that sends them along instead."""
+    """For each prompt that sends the contents instead."""
     stored_per_hour: float | None
-    """None where the price of storage is not known."""
+    """For an hour of storage; None if the price is unknown."""
 
     def total(self, prompts: int, seconds: float) -> float:
-        """Return what so many prompts cost on a cache that is stored so long; unknown storage counts as none."""
+        """Return the cost of a cache for a number of prompts and a storage time. Unknown storage prices count as 0."""
         return self.created + prompts * self.read + (self.stored_per_hour or 0.0) * seconds / _HOUR_S
 
     def break_even(self, seconds: float) -> int | None:
-        """Return from how many prompts on a cache that lives so long is cheaper; None if it never is, or unknown."""
+        """Return the fewest prompts for which a cache of that lifetime is cheaper; None if never, or if unknown."""
         if self.stored_per_hour is None or self.sent <= self.read:
             return None
         stored = self.stored_per_hour * seconds / _HOUR_S
@@ -39,7 +39,7 @@ class CachePrices:
 
 
 def price_prefix(target: Target, tokens: int, *, for_an_hour: bool = False) -> CachePrices | None:
-    """Return what a prefix costs that a first prompt writes and others read; None where a price is not listed."""
+    """Return the prices of a prefix that a first prompt caches and others read; None if a price is not listed."""
     prices = input_prices(target, tokens)
     written = None if prices is None else prices.written_1h if for_an_hour else prices.written
     if prices is None or prices.cached is None or written is None:
@@ -51,7 +51,7 @@ def price_prefix(target: Target, tokens: int, *, for_an_hour: bool = False) -> C
 
 
 def price_cache(target: Target, tokens: int) -> CachePrices | None:
-    """Return what a cache with so many tokens costs; None where the model has no listed price for reads."""
+    """Return the prices of a cache with this many tokens; None if the price of reads is not listed."""
     prices = input_prices(target, tokens)
     if prices is None or prices.cached is None:
         return None

@@ -1,4 +1,4 @@
-"""pollux-flows: the command. Each command loads what it needs when it is called."""
+"""The command line `pollux-flows`. The module of a command is imported when the command is called."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pollux_flows.cli.printing import refuse
 
 
 def _describe_usage_error(error: CycloptsError) -> Text:
-    """Return the error in a line, with the help to look at."""
+    """Return a usage error as one line that ends with the command for its help."""
     command = " ".join(["pollux-flows", *(error.command_chain or [])])
     return Text(f"{error} See {command} --help.")
 
@@ -32,7 +32,7 @@ app = App(
 
 
 def main() -> None:
-    """Run the command, and end it without a traceback on Ctrl-C, or when the reader of its output has gone."""
+    """Run the command. Ctrl-C and a closed pipe end it without a traceback, even while it is still being imported."""
     try:
         try:
             app()
@@ -57,7 +57,7 @@ def demo() -> None:
 @app.command
 def simulator(
     *,
-    port: Annotated[int, Parameter(help="The port on 127.0.0.1; 0 takes any free one.")] = 4210,
+    port: Annotated[int, Parameter(help="The port on 127.0.0.1; 0 for any free one.")] = 4210,
     latency: Annotated[float, Parameter(help="Seconds to wait before each answer.")] = 0.0,
 ) -> None:
     """Start a simulator of all five providers on this machine, until Ctrl-C, and print its base URLs."""
@@ -65,10 +65,10 @@ def simulator(
     from pollux_flows.simulator import Simulator, run
 
     def announce(origin: str) -> None:
-        lines = [f"The simulator listens at {origin} until Ctrl-C. It takes any API key. Its base URLs:", ""]
+        lines = [f"The simulator listens at {origin} until Ctrl-C. It accepts any API key. Its base URLs:", ""]
         lines += [f"  {provider:10}  {Simulator.base_url(provider, origin)}" for provider in PROVIDERS]
         lines += ["", "Use one as the base_url of a Config or PolluxProvider, with any api_key, or set OPENAI_BASE_URL"]
-        lines += ["and its like. [[simulate: status=429 times=2]] in a prompt makes it fail twice, then answer."]
+        lines += ["and so on. [[simulate: status=429 times=2]] in a prompt makes it fail twice, then answer."]
         sys.stdout.write("\n".join([*lines, ""]))
         sys.stdout.flush()
 
@@ -80,28 +80,26 @@ def simulator(
         refuse(f"The simulator cannot listen on port {port}: {problem}. Choose another with --port.")
 
 
-# With its help here, a command is loaded only when it is called. The list of commands shows the first line.
+# The help is here so that a command is imported only when it is called. The list of commands shows the first line.
 for _room, _commands in {
-    "init": {
-        "init": "Write a small project that runs at once, with the simulator. Existing files are not overwritten."
-    },
+    "init": {"init": "Write a small project that runs at once with the simulator. Existing files are not overwritten."},
     "apply": {
         "apply": """Save blocks on the Prefect server, from YAML files.
 
         A file names each block as type/name, with its fields. A value may come from the environment or the file .env,
-        as {env: GEMINI_API_KEY}; a secret must. A secret that is left out stays as it is on the server. Nothing is
+        as {env: GEMINI_API_KEY}; a secret must. A secret that is left out is not changed on the server. Nothing is
         saved unless all files are valid."""
     },
     "serve": {
         "serve": """Serve all flows from this machine, until Ctrl-C.
 
-        The Prefect server starts them here: collect and sweep on schedules, the others from the UI, automations or
-        code."""
+        The Prefect server starts their runs here: collect and sweep on schedules, the others from the UI, automations
+        or code."""
     },
     "ask": {
         "run": """Ask prompts and print the answers.
 
-        A run of the flow fan-out, in this process; its page is on the Prefect server of your profile.""",
+        This is a run of the flow fan-out in this process. Its page is on the Prefect server of your profile.""",
         "submit": """Submit prompts as a batch, at half the price, and print the name of the job.
 
         Collect its answers with pollux-flows collect.""",
@@ -109,23 +107,23 @@ for _room, _commands in {
     "estimate": {
         "estimate": """Estimate calls, tokens, cost and time of a run, a broadcast or a batch, before anything is spent.
 
-        The provider counts the tokens of a sample, if it can; that is free. Nothing is generated or uploaded."""
+        If it can, the provider counts the tokens of a sample, which is free. Nothing is generated or uploaded."""
     },
     "map": {
-        "map_": """Ask one prompt over each row of a table, and write the table with the answers.
+        "map_": """Ask one prompt about each row of a table, and write the table with the answers.
 
-        A row that was answered before is not asked again: after Ctrl-C, the next call goes on.""",
+        Saved answers are reused: after Ctrl-C, run the same command again to continue.""",
     },
-    "answers": {"answers": "Print all prompts of a run with their answers, also of one that failed or was cancelled."},
+    "answers": {"answers": "Print all prompts of a run with their answers, even if it failed or was cancelled."},
     "jobs": {
         "jobs": "List the deferred jobs. No provider is called.",
         "collect": "Collect the answers of deferred jobs that are done. Run it as often as you like.",
         "cancel": """Cancel a deferred job.
 
-        What the provider has answered by then is paid for, and collected.""",
+        Prompts that are answered by then are billed, and collected.""",
     },
     "doctor": {
-        "doctor": """Check the setup, and say what to do next. No provider is called.
+        "doctor": """Check the setup, and print the next step. No provider is called.
 
         Checks versions, stored state, Prefect server, deployments, saved providers and their keys, and schedules."""
     },

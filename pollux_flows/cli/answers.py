@@ -22,7 +22,7 @@ def answers(
     json: Annotated[Flag, Parameter(help="Print a line of JSON for each prompt.")] = False,
     csv_: Annotated[Flag, Parameter("--csv", help="Print a row of CSV for each prompt.")] = False,
 ) -> None:
-    """Print all prompts of a run with their answers, also of a run that failed or was cancelled."""
+    """Print all prompts of a run with their answers, even if it failed or was cancelled."""
     if json and csv_:
         refuse("--json and --csv exclude each other.")
     with refusals_in_words():
@@ -30,7 +30,7 @@ def answers(
     try:
         _print_all(rows, json=json, csv_=csv_)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has enough, as `head` has
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -33,17 +33,17 @@ def apply(
 ) -> None:
     """Save blocks on the Prefect server, from YAML files that name each as `type/name`.
 
-    A value may come from the environment, as `{env: GEMINI_API_KEY}`, and a secret must. A secret that is left out
-    stays as it is on the server. Nothing is saved unless all files are valid.
+    A value may come from the environment, as `{env: GEMINI_API_KEY}`, and a secret must. A secret that is left out is
+    not changed on the server. Nothing is saved unless all files are valid.
     """
     with refusals_in_words():
-        wanted = [one for file in _files(paths or (_FOLDER,)) for one in _wanted(file)]
-        for line in asyncio.run(_applied(wanted)):
+        specs = [spec for file in _files(paths or (_FOLDER,)) for spec in _read_specs(file)]
+        for line in asyncio.run(_save_blocks(specs)):
             say(line)
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _BlockSpec:
     """A block as a file describes it."""
 
     kind: type[Block]
@@ -52,7 +52,7 @@ class _Wanted:
     where: str
 
     def check(self) -> None:
-        """Refuse what could not be saved, and a key that stands in the file."""
+        """Refuse an invalid block, and a secret that is written in the file."""
         if unknown := sorted(self.fields.keys() - self.kind.model_fields):
             allowed = ", ".join(self.kind.model_fields)
             raise ConfigurationError(
@@ -62,21 +62,21 @@ class _Wanted:
         for field in _secrets(self.kind) & self.fields.keys():
             if self.fields[field] is not None and not _is_reference(self.fields[field]):
                 raise ConfigurationError(
-                    f"{self.where}: {field} is a secret, and stands in the file.",
-                    hint=f"Write {field}: {{env: A_VARIABLE}}, or leave it out; and if others saw the file, change it.",
+                    f"{self.where}: {field} is a secret, and is written in the file.",
+                    hint=f"Write {field}: {{env: A_VARIABLE}}, or leave it out. If others saw it, replace the secret.",
                 )
         self.block({})
 
     def block(self, saved: Mapping[str, Any]) -> Block:
-        """Return the block, with the fields of the saved one that the file leaves out."""
-        fields = {field: _resolved(value, self.where) for field, value in self.fields.items()}
+        """Return the block, with fields of the saved block where the file leaves them out."""
+        fields = {field: _resolve(value, self.where) for field, value in self.fields.items()}
         try:
             return self.kind(**{**saved, **fields})
         except ConfigurationError as error:
             problem, hint = error.message, error.hint
         except ValidationError as error:
             problem, hint = describe(self.kind, error), advise(self.kind, error)
-        # Raised out here: Pydantic's own error quotes the input.
+        # Raised outside the handler, as Pydantic's error quotes the input.
         raise ConfigurationError(f"{self.where}: {problem}", hint=hint)
 
 
@@ -94,24 +94,24 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
         yield from found
 
 
-def _wanted(file: Path) -> Iterator[_Wanted]:
+def _read_specs(file: Path) -> Iterator[_BlockSpec]:
     for title, fields in _read(file).items():
         where = f"{file}, {title}"
         slug, _, name = str(title).partition("/")
         if not _NAME.fullmatch(name):
             hint = "Write type/name, of lowercase letters, digits and dashes."
-            raise ConfigurationError(f"{where} has no name that Prefect takes.", hint=hint)
+            raise ConfigurationError(f"{where} has no name that Prefect accepts.", hint=hint)
         if not isinstance(fields, dict):
-            raise ConfigurationError(f"{where} is no block with its fields.", hint=_LIKE_THIS)
-        one = _Wanted(_kind(slug, where), name, fields, where)
-        one.check()
-        yield one
+            raise ConfigurationError(f"{where} is not a block with its fields.", hint=_LIKE_THIS)
+        spec = _BlockSpec(_kind(slug, where), name, fields, where)
+        spec.check()
+        yield spec
 
 
 def _read(file: Path) -> dict[object, object]:
     try:
         data, problem = yaml.safe_load(file.read_text(encoding="utf-8")), None
-    except yaml.MarkedYAMLError as error:  # whose text quotes the file, and maybe a key
+    except yaml.MarkedYAMLError as error:  # its text quotes the file, and perhaps a key
         line = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
         data, problem = None, f"{error.problem}{line}"
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -128,7 +128,7 @@ def _kind(slug: str, where: str) -> type[Block]:
         return lookup_type(Block, slug)
     except KeyError:
         ours = ", ".join(getattr(blocks, name).get_block_type_slug() for name in blocks.__all__)
-        raise ConfigurationError(f"{where}: no block type is called {slug!r}.", hint=f"Ours are {ours}.") from None
+        raise ConfigurationError(f"{where}: there is no block type {slug!r}.", hint=f"Write one of {ours}.") from None
 
 
 def _secrets(kind: type[Block]) -> set[str]:
@@ -139,8 +139,8 @@ def _is_reference(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {"env"}
 
 
-def _resolved(value: Any, where: str) -> Any:
-    """The value, with what it takes from the environment."""
+def _resolve(value: Any, where: str) -> Any:
+    """Return the value with its references to environment variables replaced."""
     if _is_reference(value):
         name = str(value["env"])
         if not (found := from_environment(name)):
@@ -149,35 +149,36 @@ def _resolved(value: Any, where: str) -> Any:
             )
         return found
     if isinstance(value, dict):
-        return {key: _resolved(each, where) for key, each in value.items()}
-    return [_resolved(each, where) for each in value] if isinstance(value, list) else value
+        return {key: _resolve(each, where) for key, each in value.items()}
+    return [_resolve(each, where) for each in value] if isinstance(value, list) else value
 
 
-async def _applied(wanted: Sequence[_Wanted]) -> list[str]:
-    await aregister_block_types()  # also those types that no file has a block of
-    return [f"{one.kind.get_block_type_slug()}/{one.name}: {await _saved(one)}" for one in wanted]
+async def _save_blocks(specs: Sequence[_BlockSpec]) -> list[str]:
+    """Save all blocks, and return a line about each."""
+    await aregister_block_types()  # even the types that no file has a block of
+    return [f"{spec.kind.get_block_type_slug()}/{spec.name}: {await _save(spec)}" for spec in specs]
 
 
-async def _saved(one: _Wanted) -> str:
-    """Save the block, unless it says what is there already, and tell which."""
+async def _save(spec: _BlockSpec) -> str:
+    """Save the block unless it is unchanged, and return what was done."""
     async with get_client() as client:
-        document = await read_document(client, one.kind, one.name)
+        document = await read_document(client, spec.kind, spec.name)
     if document is None:
-        await one.block({}).asave(one.name)
+        await spec.block({}).asave(spec.name)
         return "created"
-    there = _own_fields(await one.kind.aload(one.name))
-    block = one.block({field: there[field] for field in _secrets(one.kind)})
+    saved = _own_fields(await spec.kind.aload(spec.name))
+    block = spec.block({field: saved[field] for field in _secrets(spec.kind)})
     data = _own_fields(block)
-    changed = [field for field in data if data[field] != there[field]]
-    if not has_current_form(document, one.kind):
+    changed = [field for field in data if data[field] != saved[field]]
+    if not has_current_form(document, spec.kind):
         changed.append("its form in the UI")
     if not changed:
-        return "as it was"
-    await block.asave(one.name, overwrite=True)
+        return "unchanged"
+    await block.asave(spec.name, overwrite=True)
     return f"changed ({', '.join(changed)})"
 
 
 def _own_fields(block: Block) -> dict[str, Any]:
-    """All fields with their values, secrets too: to compare, and to keep."""
+    """Return all fields of a block with their values, including secrets."""
     data = block.model_dump(context={"include_secrets": True}, mode="json")
     return {field: data[field] for field in type(block).model_fields}

@@ -1,4 +1,4 @@
-"""pollux-flows run and submit: prompts from a shell."""
+"""pollux-flows run and submit: ask prompts from a shell."""
 
 from __future__ import annotations
 
@@ -52,9 +52,7 @@ Schema = Annotated[
 MaxTokens = Annotated[int | None, Parameter(help="The most tokens that an answer may have.")]
 Output = Annotated[
     str | None,
-    Parameter(
-        help="Where the answers are to be written as well: a .jsonl or .csv file, or a folder with a / at its end."
-    ),
+    Parameter(help="A file that the answers are also written to: .jsonl or .csv, or a folder ending in /."),
 ]
 
 
@@ -67,10 +65,11 @@ def run(
     schema: Schema = None,
     reuse: Annotated[
         Reuse,
-        Parameter(help="Which stored answers to use: those of this run, of any run (always), or none (never)."),
+        Parameter(help="Which stored answers to reuse: those of this run (run), of any run (always), none (never)."),
     ] = "run",
     max_cost_usd: Annotated[
-        float | None, Parameter(help="The most that the answers cost, in US dollars. A call is made if it surely fits.")
+        float | None,
+        Parameter(help="The most that the answers may cost, in US dollars. A call is made only if it is sure to fit."),
     ] = None,
     output: Output = None,
     json: Json = False,
@@ -115,16 +114,16 @@ def submit(
 
 
 async def load_provider(name: str) -> PolluxProvider:
-    """Return the saved provider, once it is known that it can be used here: before a run is started for it."""
+    """Return the saved provider. Raises, before a run is started, if it cannot be used here."""
     provider = await PolluxProvider.named(name)
     await provider.config()
     return provider
 
 
 def read_prompt_arguments(words: Sequence[str], file: str | None) -> list[str]:
-    """Return the prompts of a command: its words, or those in the file that it names."""
+    """Return the prompts of a command: its arguments, or those in the file that it names."""
     if bool(words) == (file is not None):
-        problem = "There are prompts and a file of prompts." if words else "There is no prompt."
+        problem = "There are prompts and a file with prompts." if words else "There is no prompt."
         raise ConfigurationError(problem, hint="Write prompts, or name a file with --prompts.")
     return list(words) if file is None else _read(file)
 
@@ -151,7 +150,7 @@ def _read(file: str) -> list[str]:
 
 
 def read_sources(names: Sequence[str] | None) -> list[Source]:
-    """Return the sources that a command names."""
+    """Return the sources that are named on the command line."""
     return [_source(each) for each in names or ()]
 
 
@@ -165,7 +164,7 @@ def _source(name: str) -> Source:
 
 
 def read_options(system: str | None, schema: str | None, max_tokens: int | None = None) -> Options:
-    """Return the options that a command was called with."""
+    """Return the Options from the arguments of a command."""
     shape = None if schema is None else _schema(schema)
     return Options(system_instruction=system, response_schema=shape, max_tokens=max_tokens)
 
@@ -177,7 +176,7 @@ def _schema(name: str) -> object:
         return json_format.loads(Path(name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"{name} cannot be read: {error}", hint="Name a .json file that holds a JSON Schema."
+            f"{name} cannot be read: {error}", hint="Name a .json file with a JSON Schema."
         ) from None
 
 

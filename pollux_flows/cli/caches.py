@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 from cyclopts import App, Parameter
 from prefect.settings import PREFECT_API_URL
 
-from pollux_flows.address import shown
+from pollux_flows.address import redact_address
 from pollux_flows.blocks.cache import format_time
 from pollux_flows.blocks.registration import load_saved_configs
 from pollux_flows.caching.registry import StoreRegistry
@@ -31,7 +31,7 @@ State = Annotated[
     Flag,
     Parameter(
         "--state",
-        help="Use the caches of create_cache, which are in the stored state, although a Prefect server is set.",
+        help="Use the caches of create_cache, which are in the stored state, even if a Prefect server is set.",
     ),
 ]
 
@@ -56,7 +56,7 @@ def list_(*, state: State = False, json: Json = False) -> None:
 @caches.command
 def delete(
     name: Annotated[
-        str, Parameter(help="The cache, as `pollux-flows caches` lists it, or the provider's name for it.")
+        str, Parameter(help="The name of the cache, as `pollux-flows caches` lists it, or its name at the provider.")
     ],
     /,
     *,
@@ -70,16 +70,16 @@ def delete(
 
 
 def _open_registry(*, state: bool) -> tuple[str, CacheRegistry | None]:
-    """Return where caches are registered, in words, and the registry; None for a state store that is not there yet."""
+    """Return where caches are registered, for people, and the registry; None for a state store that does not exist."""
     if (url := PREFECT_API_URL.value()) and not state:
-        return f"on the Prefect server at {shown(url)}", BlockRegistry()
+        return f"on the Prefect server at {redact_address(url)}", BlockRegistry()
     store = open_existing_store()
     where = local_folder() if store is None else store.where
     return f"in the state store at {where}", None if store is None else StoreRegistry(store)
 
 
 async def _list_records(registry: CacheRegistry | None) -> list[CacheRecord]:
-    """Return all records, those that were used last first."""
+    """Return all records, the most recently used first."""
     records = [] if registry is None else await registry.list()
     return sorted(records, key=lambda record: -record.last_used_at)
 
@@ -89,7 +89,7 @@ async def _delete(name: str, where: str, registry: CacheRegistry | None) -> Cach
     found = next((each for each in records if name in {cache_name(each.identity), each.name}), None)
     if registry is None or found is None:
         raise ConfigurationError(
-            f"No cache called {name!r} is registered {where}.", hint="List the caches with pollux-flows caches."
+            f"No cache named {name!r} is registered {where}.", hint="List the caches with pollux-flows caches."
         )
     config = await _find_config(found, on_server=isinstance(registry, BlockRegistry))
     await delete_cache(registry, config, found.identity)
@@ -97,7 +97,7 @@ async def _delete(name: str, where: str, registry: CacheRegistry | None) -> Cach
 
 
 async def _find_config(record: CacheRecord, *, on_server: bool) -> Config:
-    """Return a Config with the key that the cache was made with: a saved provider's, or the environment's."""
+    """Return a Config with the key of the cache: that of a saved provider or of the environment."""
     async for config in _configs(record.target, on_server=on_server):
         if await derive_shared_account(config.key()) == record.account:
             return config
@@ -106,16 +106,16 @@ async def _find_config(record: CacheRecord, *, on_server: bool) -> Config:
     )
     address = "" if record.target.base_url is None else f" at {record.target.base_url}"
     raise ConfigurationError(
-        f"{where} the API key that this cache was made with ({record.target.provider}{address}).",
+        f"{where} the API key that this cache was created with ({record.target.provider}{address}).",
         hint=f"Set {KEY_VARIABLES.get(record.target.provider, 'the key')} to that key, or let the cache expire.",
     )
 
 
 async def _configs(target: Target, *, on_server: bool) -> AsyncIterator[Config]:
-    """Yield the configs for a target's provider and address that can be had here, whatever their model."""
+    """Yield the usable configs for a provider and address, for any model."""
     if on_server:
         async for _, config in load_saved_configs():
-            # One that cannot be used here may be usable elsewhere.
+            # A provider without a key here may have one elsewhere.
             if isinstance(config, Config) and config.target == target.model_copy(update={"model": config.model}):
                 yield config
     try:
@@ -128,7 +128,7 @@ async def _configs(target: Target, *, on_server: bool) -> AsyncIterator[Config]:
 
 
 def _describe(record: CacheRecord) -> dict[str, Any]:
-    """Return the row of a cache for machines; times are seconds since 1970."""
+    """Return a cache as JSON; times are in seconds since 1970."""
     return {
         "name": cache_name(record.identity),
         "provider": record.target.provider,
@@ -139,7 +139,7 @@ def _describe(record: CacheRecord) -> dict[str, Any]:
 
 
 def _paragraph(record: CacheRecord, now: float) -> str:
-    """Return the lines about a cache for people; a table of all this is too wide for a terminal."""
+    """Return the lines about a cache. A table of all this would be too wide for a terminal."""
     tokens = "tokens unknown" if record.tokens is None else f"{record.tokens:,} tokens"
     by = f", created by {record.created_by}" if record.created_by else ""
     return "\n".join(

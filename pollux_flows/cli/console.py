@@ -1,4 +1,4 @@
-"""Console: what a terminal shows of the run that was started from it, besides the answers: progress and warnings."""
+"""Console: the progress and warnings of a run on the terminal that it was started from."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pollux_flows.artifacts import Progress as RunProgress
 from pollux_flows.artifacts import listen_to_progress
 from pollux_flows.pricing import dollars
 
-# The command prints the error of the run and that of each prompt; and Ctrl-C is no crash.
+# The command itself prints these errors, and a run that ends by Ctrl-C has not crashed.
 _REPEATED: Final = ("Finished in state Failed", "Finished in state Crashed", "Crash detected! Execution was cancelled")
 
 
 @contextmanager
 def show_run() -> Iterator[None]:
-    """Show the progress of the run that is started here on a terminal, and its warnings. In a pipe, only those."""
+    """Show the progress and warnings of the run that is started in the block; without a terminal, only warnings."""
     console = Console(stderr=True, markup=False)  # brackets in a log line are not markup
     with shorten_log():
         if not console.is_terminal:
@@ -54,14 +54,14 @@ def _describe(progress: RunProgress) -> str:
 
 @contextmanager
 def shorten_log() -> Iterator[None]:
-    """Leave out of the log on this terminal what a command says itself, unless a log level is set."""
+    """Leave lines that the command prints itself out of the log on this terminal, unless a log level is set."""
     if "level" in get_current_settings().logging.model_fields_set:
         yield
         return
     is_terminal = sys.stderr.isatty()
 
     def is_news(record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:  # the address of the run's page, or that a server is started
+        if record.levelno < logging.WARNING:  # shown: the address of the run's page, and the start of a server
             return is_terminal and record.name in {"prefect", "prefect.engine"}
         return not record.getMessage().startswith(_REPEATED)
 
@@ -77,7 +77,7 @@ def shorten_log() -> Iterator[None]:
 
 @contextmanager
 def _log_to(console: Console) -> Iterator[None]:
-    """Log through the console of a progress bar, which prints above its bar instead of into it."""
+    """Log through the console of a progress bar, so that lines are printed above the bar."""
     consoles = {handler: handler.console for handler in _console_handlers()}
     for handler in consoles:
         handler.console = console

@@ -1,4 +1,4 @@
-"""pollux-flows conversations: list the stored conversations, show one, and delete one."""
+"""pollux-flows conversations: list the stored conversations, show one, or delete one."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from pollux_flows.state.conversations import (
     delete_conversation,
     list_conversations,
     load_conversation,
-    read_name,
+    normalize_name,
 )
 from pollux_flows.state.store import open_existing_store
 from pollux_flows.turn import Turn, read_turns
 
 conversations = App(name="conversations", help="List the stored conversations, show one, and delete one.")
 
-Name = Annotated[str, Parameter(help="The conversation, as `pollux-flows conversations` lists it.")]
+Name = Annotated[str, Parameter(help="The name of the conversation, as `pollux-flows conversations` lists it.")]
 _NONE: Final = "No conversation is stored yet."
 
 
 @conversations.default
 @conversations.command(name="list")
 def list_(*, json: Json = False) -> None:
-    """List the conversations, the one that was added to last first."""
+    """List the conversations, the most recent first."""
     with refusals_in_words():
         store = open_existing_store()
         found, unreadable = ([], {}) if store is None else asyncio.run(list_conversations(store))
@@ -58,21 +58,21 @@ def show(name: Name, *, json: Json = False) -> None:
 
 @conversations.command
 def delete(name: Name) -> None:
-    """Delete a conversation. The answers of its runs stay as long as those of other runs."""
+    """Delete a conversation. The saved answers of its runs are not deleted."""
     with refusals_in_words():
-        say(f"Deleted {asyncio.run(_delete(read_name(name)))}.")
+        say(f"Deleted {asyncio.run(_delete(normalize_name(name)))}.")
 
 
 async def _load(name: str) -> StoredConversation:
     store = open_existing_store()
-    found = None if store is None else await load_conversation(store, read_name(name))
+    found = None if store is None else await load_conversation(store, normalize_name(name))
     if found is None:
         raise _no_such_conversation(name)
     return found
 
 
 async def _delete(name: str) -> str:
-    """Delete the conversation, and return what it was."""
+    """Delete the conversation, and return its name and length."""
     store = open_existing_store()
     try:
         found = None if store is None else await load_conversation(store, name)

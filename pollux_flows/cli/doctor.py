@@ -1,4 +1,4 @@
-"""pollux-flows doctor: check all that a run needs, and name the first thing that is missing."""
+"""pollux-flows doctor: check everything that a run needs, and print the next step."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import PREFECT_API_URL
 
 from pollux_flows import __version__
-from pollux_flows.address import shown
+from pollux_flows.address import redact_address
 from pollux_flows.blocks import PolluxDeferredJob
 from pollux_flows.blocks.registration import load_saved_configs, read_documents
 from pollux_flows.cli.exit_codes import ExitCode
 from pollux_flows.cli.printing import NO_SERVER, is_silence, say
 from pollux_flows.cli.schedules import find_stuck, read_scheduled
-from pollux_flows.cli.versions import find_conflicts, find_server_problem, installed
+from pollux_flows.cli.versions import find_conflicts, find_installed, find_server_problem
 from pollux_flows.config import Config
 from pollux_flows.errors import PolluxError
 from pollux_flows.flows import collect
@@ -37,7 +37,7 @@ _SHORT_S: Final = 5.0
 _SET_ADDRESS: Final = "prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api"
 
 Mark = Literal["ok", "?", "NO"]
-"""Fine, worth a look, or in the way of every run."""
+"""Fine, worth a look, or an error that prevents every run."""
 
 
 def doctor() -> None:
@@ -50,15 +50,15 @@ def doctor() -> None:
 
 
 class _Checkup:
-    """The checks, in the order in which what they look for is needed."""
+    """The checks, in the order in which a new user sets things up."""
 
     def __init__(self) -> None:
         self.code = ExitCode.DONE
         self.verdict = ""
-        """The next step: for the first thing that is missing or, when nothing is, a run to try."""
+        """The next step: the remedy of the first problem or, without a problem, a run to try."""
 
     def _report(self, what: str, finding: str, mark: Mark = "ok", todo: str = "") -> None:
-        """Print what was found; `todo` is what to type or do before a run can be tried."""
+        """Print a finding; `todo` is the command or step that solves its problem."""
         say(f"{mark:4}{what}: {finding}")
         if mark == "NO":
             self.code = self.code or ExitCode.USAGE
@@ -68,7 +68,7 @@ class _Checkup:
     async def run(self) -> None:
         versions = f"pollux_flows {__version__}, Prefect {prefect.__version__}, Python {platform.python_version()}"
         self._report("Versions", versions)
-        for problem in find_conflicts(installed()):
+        for problem in find_conflicts(find_installed()):
             self._report("Versions", problem, "NO", "update Prefect, as said above under Versions.")
         await self._check_state()
         url = PREFECT_API_URL.value()
@@ -84,7 +84,7 @@ class _Checkup:
         except NO_SERVER as error:
             if not is_silence(error):
                 raise
-            finding = f"{shown(url)} does not answer ({error}). Start it, or correct PREFECT_API_URL."
+            finding = f"{redact_address(url)} does not answer ({error}). Start it, or correct PREFECT_API_URL."
             self._report_no_server(finding, f"prefect server start, or {_SET_ADDRESS}")
 
     def _report_no_server(self, finding: str, todo: str) -> None:
@@ -105,7 +105,7 @@ class _Checkup:
 
     async def _check_server(self, client: PrefectClient) -> None:
         version = await client.api_version()
-        self._report("Server", f"{shown(PREFECT_API_URL.value() or '')}, Prefect {version}")
+        self._report("Server", f"{redact_address(PREFECT_API_URL.value() or '')}, Prefect {version}")
         if outdated := find_server_problem(version):
             self._report("Server", outdated, "?")
         self._report("Results", (await ResultStorage.open()).where)
@@ -118,9 +118,9 @@ class _Checkup:
         await self._check_jobs(client, collectors, stuck)
 
     def _check_deployments(self, collectors: Sequence[DeploymentResponse]) -> None:
-        """Check that a process starts the runs of deployments: that of `collect` stands for all."""
+        """Check that a process starts the runs of deployments. Only that of `collect` is checked, for all."""
         if not collectors:
-            finding = "none of collect, so that no run is started from the UI or on a schedule."
+            finding = "none of collect, so no run is started from the UI or on a schedule."
             self._report("Deployments", finding, "?", "pollux-flows serve")
             return
         ready = [each for each in collectors if each.status == DeploymentStatus.READY]
@@ -134,7 +134,7 @@ class _Checkup:
             self._report("Deployments", "no process serves them.", "?", "pollux-flows serve")
 
     async def _check_providers(self) -> None:
-        """Check each saved provider. One that can be used here is enough to try a run."""
+        """Check each saved provider. One usable provider is enough to try a run."""
         usable: dict[str, str] = {}
         todo = ""
         async for name, config in load_saved_configs():
@@ -142,7 +142,7 @@ class _Checkup:
                 how = "simulated" if config.use_mock else "with a key" if config.key() else "without a key"
                 usable.setdefault(how, name)
                 self._report(f"Provider {name}", f"{config.provider} {config.model}, {how}")
-            else:  # which may be well where its flows run
+            else:  # it may be usable where its flows run
                 todo = todo or f"make PolluxProvider {name!r} usable. {config.hint}"
                 self._report(f"Provider {name}", config.message, "?")
         # A local server need not be running: the simulator is tried first.

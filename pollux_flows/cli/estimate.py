@@ -1,4 +1,4 @@
-"""pollux-flows estimate: what a run would cost, from a shell."""
+"""pollux-flows estimate: estimate the cost of a run from a shell."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def estimate(
     prompts: Prompts = None,
     sources: Sources = None,
     each_source: Annotated[
-        Flag, Parameter(help="The prompts are about each source by itself, as in a broadcast.")
+        Flag, Parameter(help="The prompts are asked about each source separately, as in a broadcast.")
     ] = False,
     system: System = None,
     schema: Schema = None,
     max_tokens: MaxTokens = None,
     table: Annotated[
-        str | None, Parameter(help="Estimate the prompt over each row of this table: columns stand in braces.")
+        str | None, Parameter(help="Estimate the prompt about each row of this table, with columns in braces.")
     ] = None,
     source_columns: Annotated[
         list[str] | None, Parameter("--source-column", help="A column of the table with sources. Can be repeated.")
@@ -50,8 +50,8 @@ def estimate(
     reuse: Annotated[
         Reuse | None,
         Parameter(
-            help="Which stored answers would not be asked for again: those of any run (always, which is usual for a "
-            "table), or none (run, never)."
+            help="Which stored answers would be reused: those of any run (always, the default for a table), or none "
+            "(run, never)."
         ),
     ] = None,
     json: Json = False,
@@ -71,7 +71,7 @@ def estimate(
                 )
             if len(asked) > 1 or about:
                 raise ConfigurationError(
-                    "A table has one prompt, and its columns say what it is about.",
+                    "A table is estimated with one prompt, and without further sources.",
                     hint="Write one prompt, and name columns with --source-column.",
                 )
             spec = make_spec(asked[0], source_columns or (), config.target, options)

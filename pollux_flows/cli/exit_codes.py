@@ -1,4 +1,4 @@
-"""Exit codes: the numbers that commands end with, for scripts."""
+"""Exit codes of the commands, for scripts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pollux_flows.errors import ConfigurationError, PlanningError, PolluxError, 
 
 
 class ExitCode(IntEnum):
-    """How a command ended. Usage errors, Ctrl-C and closed pipes have the numbers of cyclopts and of shells."""
+    """The exit codes. Usage errors, Ctrl-C and closed pipes have the numbers that cyclopts and shells use for them."""
 
     DONE = 0
     FAILED = 1
@@ -25,7 +25,7 @@ class ExitCode(IntEnum):
 MEANINGS: Final[Mapping[ExitCode, str]] = {
     ExitCode.DONE: "Done.",
     ExitCode.FAILED: "Some prompts have no answer, or a job, the provider or the stored state failed. "
-    "Answers that came are printed and saved.",
+    "The other answers are printed and saved.",
     ExitCode.USAGE: "Wrong usage or configuration: an argument, a file, a saved provider, a key. Nothing was sent.",
     ExitCode.NO_SERVER: "The Prefect server does not answer, or refuses the request.",
     ExitCode.INTERRUPTED: "Interrupted with Ctrl-C.",

@@ -56,7 +56,7 @@ def _content(name: str, folder: Path, provider: _Provider) -> str:
     match name:
         case "flows.py":
             return content.replace('"simulated"', f'"{provider}"')
-        case "prefect.yaml":  # what is a string in JSON is one in YAML, whatever the path holds
+        case "prefect.yaml":  # a JSON string is a valid YAML string, with any characters in the path
             return content.replace("directory: FOLDER", f"directory: {json.dumps(str(folder.resolve()))}")
         case _:
             return content

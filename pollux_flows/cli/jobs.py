@@ -1,4 +1,4 @@
-"""pollux-flows jobs, collect, cancel: deferred jobs from a shell."""
+"""pollux-flows jobs, collect and cancel: deferred jobs from a shell."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def jobs(
     watch: Annotated[Flag, Parameter(help="Refresh the list every few seconds, until Ctrl-C.")] = False,
     json: Json = False,
 ) -> None:
-    """Show the deferred jobs on the Prefect server, as `collect` last found them. No provider is called."""
+    """Show the deferred jobs on the Prefect server, as of their last `collect`. No provider is called."""
     with refusals_in_words():
         if watch:
             _watch(all_, json=json)
@@ -55,7 +55,7 @@ def collect(
 
 
 def cancel(name: Annotated[str, Parameter(help="The name of the job.")], /) -> None:
-    """Cancel a deferred job. What the provider has answered by then is paid for, and collected."""
+    """Cancel a deferred job. Prompts that are answered by then are billed, and collected."""
     with refusals_in_words():
         with shorten_log():
             status = flows.cancel(name)
@@ -72,7 +72,7 @@ def _watch(every: bool, *, json: bool) -> None:
 
 
 async def _refresh(live: Live, every: bool) -> None:
-    """Show the jobs again and again. A server that is restarted is waited for, once it has answered."""
+    """Refresh the list of jobs. Once the server has answered, its restarts are waited for."""
     report: CollectReport | None = None
     while True:
         note = "Ctrl-C ends this."

@@ -1,4 +1,4 @@
-"""pollux-flows map: one prompt over each row of a table."""
+"""pollux-flows map: ask one prompt about each row of a table."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def map_(
     prompt: Annotated[str, Parameter(help='The prompt, with columns in braces: "Summarize {title}: {body}".')],
     provider: Provider,
     output: Annotated[
-        str | None, Parameter(("--output", "-o"), help="Where to write the table with the answers, in such a format.")
+        str | None,
+        Parameter(("--output", "-o"), help="Where to write the table with the answers, in one of these formats."),
     ] = None,
-    id_column: Annotated[str | None, Parameter(help="A column that must name each row once.")] = None,
+    id_column: Annotated[str | None, Parameter(help="A column with a unique id for each row.")] = None,
     source_columns: Annotated[
         list[str] | None, Parameter(("--source-column", "-s"), help="A column with sources. Can be repeated.")
     ] = None,
@@ -39,17 +40,17 @@ def map_(
     batch: Annotated[bool, Parameter(help="Use the provider's batches, at a lower price.", show_default=False)] = False,
     reuse: Annotated[
         Reuse,
-        Parameter(help="Which stored answers to use: those of any run (always), of this one (run), none (never)."),
+        Parameter(help="Which stored answers to reuse: those of any run (always), of this one (run), none (never)."),
     ] = "always",
-    max_cost_usd: Annotated[float | None, Parameter(help="What the answers may cost at most.")] = None,
+    max_cost_usd: Annotated[float | None, Parameter(help="The most that the answers may cost, in US dollars.")] = None,
     limit: Annotated[int | None, Parameter(help="How many rows to read.")] = None,
     if_exists: Annotated[
-        Literal["replace", "error"], Parameter(help="What to do when the output exists already.")
+        Literal["replace", "error"], Parameter(help="What to do if the output exists already.")
     ] = "replace",
-    rows_per_chunk: Annotated[int | None, Parameter(help="How many rows a task run takes.")] = None,
+    rows_per_chunk: Annotated[int | None, Parameter(help="How many rows each task run answers.")] = None,
     json: Json = False,
 ) -> None:
-    """Ask one prompt over each row of a table, and write the table with the answers."""
+    """Ask one prompt about each row of a table, and write the table with the answers."""
     with refusals_in_words():
         options = read_options(system, schema, max_tokens)
         block = asyncio.run(load_provider(provider))

@@ -1,4 +1,4 @@
-"""Printing: how all commands print, and how they refuse: in one line, with an exit code."""
+"""Printing: the output of all commands, and their errors: one line, with an exit code."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Flag = Annotated[bool, Parameter(show_default=False)]
 Json = Annotated[Flag, Parameter(help="Print JSON.")]
 
 
-# What Prefect's client raises where no server answers.
+# The errors of Prefect's client when no server answers.
 NO_SERVER: Final = (httpx.TransportError, RuntimeError)
 
 
 class Refusal(SystemExit):
-    """The end of a command that could not do what it was asked. Its text has been printed."""
+    """The exit of a failed command, whose message has been printed."""
 
     def __init__(self, words: str, code: ExitCode) -> None:
         super().__init__(words)
@@ -30,15 +30,15 @@ class Refusal(SystemExit):
 
 
 def refuse(words: str, code: ExitCode = ExitCode.USAGE) -> NoReturn:
-    """Print the words on standard error, and end the command."""
-    sys.stdout.flush()  # what was printed before comes first, also where both go to one file
+    """Print a message on standard error, and end the command."""
+    sys.stdout.flush()  # so that earlier output comes first if both are redirected to one file
     sys.stderr.write(f"{words}\n")
     raise Refusal(words, code) from None
 
 
 @contextmanager
 def refusals_in_words() -> Iterator[None]:
-    """End the command with the message of an error instead of a traceback, for errors that a person can act on."""
+    """End the command with a message instead of a traceback, for errors that a user can act on."""
     try:
         yield
     except PolluxError as error:
@@ -56,7 +56,7 @@ def refusals_in_words() -> Iterator[None]:
 
 
 def is_silence(error: BaseException) -> bool:
-    """Return whether the error says that no Prefect server answers."""
+    """Return whether the error means that no Prefect server answers."""
     return isinstance(error, NO_SERVER) and (not isinstance(error, RuntimeError) or "reach API" in str(error))
 
 

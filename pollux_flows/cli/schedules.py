@@ -1,7 +1,7 @@
-"""Schedules: whether the runs that are due on a Prefect server do start.
+"""Schedules: check whether scheduled runs on a Prefect server actually start.
 
-A schedule that exists says little. Its runs are made by the server's scheduler, which can fail in the server's log
-alone, and started by a process that serves the deployment, which may be gone.
+Runs are planned by the server's scheduler, whose failures appear only in the server's log, and started by a process
+that serves the deployment, which may have ended.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MOST: Final = 200
 
 
 async def read_scheduled(client: PrefectClient, flow: str | None = None) -> list[DeploymentResponse]:
-    """Return the deployments with a schedule that is switched on; those of one flow, if it is named."""
+    """Return the deployments with an active schedule; of one flow, if it is named."""
     of_flow = FlowFilter(name=FlowFilterName(any_=[flow])) if flow else None
     found: list[DeploymentResponse] = []
     while page := await client.read_deployments(flow_filter=of_flow, limit=_MOST, offset=len(found)):
@@ -46,7 +46,7 @@ async def read_scheduled(client: PrefectClient, flow: str | None = None) -> list
 async def find_stuck(
     client: PrefectClient, scheduled: Sequence[DeploymentResponse], now: datetime | None = None
 ) -> dict[UUID, str]:
-    """Return a sentence for each of these deployments whose runs do not start, by its id."""
+    """Return a sentence about each of these deployments whose runs do not start, by id."""
     if not scheduled:
         return {}
     now = now or datetime.now(UTC)
@@ -72,7 +72,7 @@ async def find_stuck(
 async def _waiting_runs(
     client: PrefectClient, scheduled: Sequence[DeploymentResponse], start: FlowRunFilterExpectedStartTime
 ) -> list[FlowRun]:
-    """Runs that were planned and have not started, the earliest first. One that waits for a retry has started."""
+    """Return planned runs that have not started, the earliest first. A run that waits for a retry has started."""
     not_started = FlowRunFilterState(name=FlowRunFilterStateName(any_=["Scheduled", "Late"]))
     return await client.read_flow_runs(
         deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[each.id for each in scheduled])),
@@ -83,7 +83,7 @@ async def _waiting_runs(
 
 
 def _should_have_runs(deployment: DeploymentResponse, now: datetime) -> bool:
-    """Return whether the server has had time to plan a run, and the schedule has one in the weeks ahead."""
+    """Return whether the schedule has a run in the coming weeks, which the server has had time to plan."""
     return any(
         schedule.active and _is_frequent(schedule.schedule) and (schedule.updated or now) < now - _PATIENCE
         for schedule in deployment.schedules
@@ -93,7 +93,7 @@ def _should_have_runs(deployment: DeploymentResponse, now: datetime) -> bool:
 def _is_frequent(schedule: object) -> bool:
     if isinstance(schedule, IntervalSchedule):
         return schedule.interval <= timedelta(days=31)
-    # On every day of every month, but perhaps not on every weekday.
+    # Every day of every month, but perhaps not every weekday.
     return isinstance(schedule, CronSchedule) and schedule.cron.split()[2:4] == ["*", "*"]
 
 
@@ -102,7 +102,7 @@ def _overdue(deployment: DeploymentResponse, runs: Sequence[FlowRun]) -> str:
     since = f"{first.astimezone():%Y-%m-%d %H:%M}" if first else "some time"
     how_many = "1 run has" if len(runs) == 1 else f"{len(runs):,} runs have"
     if deployment.status == DeploymentStatus.READY:
-        why = "The process that serves it has no room for more runs or has stopped starting them: see its log."
+        why = "The process that serves it is at its limit of runs, or has stopped starting them: see its log."
     else:
         why = "No process serves it: start pollux-flows serve, or a worker of its work pool."
     return f"{deployment.name}: {how_many} not started, due since {since}. {why}"

@@ -1,4 +1,4 @@
-"""pollux-flows serve: all flows, from this machine."""
+"""pollux-flows serve: serve all flows from this machine."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def serve(
     allow: Annotated[
         list[str] | None,
         Parameter(
-            help="Let runs read and write this folder or address, although their deployment does not name it. "
+            help="Let runs read and write this folder or address, even if their deployment does not name it. "
             "Can be repeated."
         ),
     ] = None,
 ) -> None:
-    """Serve all flows from this machine, until Ctrl-C: the Prefect server of your profile starts them here.
+    """Serve all flows from this machine, until Ctrl-C. The Prefect server of your profile starts their runs here.
 
     `collect` and `sweep` run on schedules, the others from the UI, from automations or from code.
     """

@@ -27,15 +27,16 @@ _WORDS: Final = {
     "claim": "Calls being made",
     "hash": "Files that were read",  # by earlier versions
     "upload": "Files at providers",
-    "owner": "Users of those",
-    "account": "Accounts' salt",
+    "owner": "Owners of files",
+    "account": "Account salt",
     "job": "Deferred jobs",
     "conversation": "Conversations",
-    "unknown": "Of another version",
+    "unknown": "From another version",
 }
 _NOTHING: Final = "Nothing is stored yet."
 _OPTIONS: Final = (
-    "Choose what to remove: --older-than 30d, --max-size 500MB, --run NAME or --damaged; --dry-run only shows it."
+    "Choose what to remove: --older-than 30d, --max-size 500MB, --run NAME or --damaged. With --dry-run, nothing is "
+    "removed."
 )
 
 
@@ -88,7 +89,7 @@ def prune_(
             return
         pruned = asyncio.run(prune(store, older_than_s=age, max_size=size, run=run, dry_run=dry_run))
         if run is not None and not pruned.answers + pruned.runs:
-            refuse(f"No answers of a run called {run!r} are stored. pollux-flows state names the last runs.")
+            refuse(f"No answers of a run named {run!r} are stored. pollux-flows state lists the last runs.")
         say(_pruned_in_words(pruned, dry_run=dry_run))
 
 
@@ -97,20 +98,20 @@ def prune_(
 
 def _print(found: Survey) -> None:
     most = "" if found.max_size_bytes is None else f" of at most {format_size(found.max_size_bytes)}"
-    say(f"{found.where}: {format_size(found.size_bytes)}{most}. Answers are kept for {found.kept_days:g} days.")
+    say(f"{found.where}: {format_size(found.size_bytes)}{most}. Answers are stored for {found.kept_days:g} days.")
     if found.max_size_bytes is None:
-        say("In a Redis, answers are removed by age only: give it enough memory, and maxmemory-policy noeviction.")
+        say("In Redis, answers are removed only by age: give it enough memory, and set maxmemory-policy noeviction.")
     if found.oldest_at is not None and found.newest_at is not None:
-        say(f"The oldest answer is of {_when(found.oldest_at)}, the newest of {_when(found.newest_at)}.")
+        say(f"The oldest answer is from {_when(found.oldest_at)}, the newest from {_when(found.newest_at)}.")
     if found.unreadable:
         say(
-            f"{_some(found.unreadable, 'record')} cannot be read; what is damaged is named by"
-            " pollux-flows state prune --damaged --dry-run."
+            f"{_some(found.unreadable, 'record')} cannot be read: pollux-flows state prune --damaged --dry-run lists"
+            " the damaged ones."
         )
     if found.expired:
         say(
-            f"{_some(found.expired, 'record')} more expired: they go once the clock has run on for an hour, or with any"
-            " prune."
+            f"{_some(found.expired, 'record')} more expired: they are removed after an hour without a clock change, or"
+            " by any prune."
         )
     kinds = Table("Stored", "Records", "Size")
     for kind, words in _WORDS.items():
@@ -133,14 +134,14 @@ def _runs_table(runs: list[RunSummary]) -> Table:
 
 
 def _pruned_in_words(pruned: Pruned, *, dry_run: bool) -> str:
-    removed, freed = ("Would remove", "about {} would come free") if dry_run else ("Removed", "{} came free")
+    removed, freed = ("Would remove", "which would free about {}") if dry_run else ("Removed", "which freed {}")
     text = (
         f"{removed} {_some(pruned.answers, 'answer')}, {_some(pruned.runs, 'run')} without answers, and"
-        f" {_some(pruned.others, 'other record')}: {freed.format(format_size(pruned.freed_bytes))}."
+        f" {_some(pruned.others, 'other record')}, {freed.format(format_size(pruned.freed_bytes))}."
     )
     if pruned.spared_runs:
         runs = _some(pruned.spared_runs, "run")
-        text += f" At work, or not complete for less than a day, so that its answers stay: {runs}."
+        text += f" Not removed, as it is in progress or was incomplete less than a day ago: {runs}."
     return text
 
 
@@ -156,8 +157,8 @@ def _damage_in_words(damage: DamageReport, *, dry_run: bool) -> str:
         lines += conversations
     if others := [key for key in damage.left if key not in conversations]:
         lines.append(
-            f"Left {_some(len(others), 'damaged record')}, for that tells what is still at a provider."
-            " Restore the state from a backup, or move it away to begin afresh without what it knew."
+            f"Left {_some(len(others), 'damaged record')}, as these say which files are still at a provider."
+            " Restore the state from a backup, or move it away to start with an empty one."
         )
         lines += others
     return "\n".join(lines)

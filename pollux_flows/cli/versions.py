@@ -1,4 +1,4 @@
-"""Versions that do not work together, although their metadata allows it."""
+"""Versions of packages that do not work together, although their metadata allows it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from packaging.version import InvalidVersion, Version
 
 class _Conflict(NamedTuple):
     versions: Mapping[str, str]
-    """The packages, and which versions of them."""
+    """The version specifier of each package."""
     consequence: str
     remedy: str
 
@@ -32,13 +32,13 @@ _CONFLICTS: Final = (
 )
 
 
-def installed() -> dict[str, str]:
+def find_installed() -> dict[str, str]:
     """Return the installed versions of the packages that are known not to work together."""
     found = {}
     for name in {name for conflict in _CONFLICTS for name in conflict.versions}:
         try:
             found[name] = version(name)
-        except PackageNotFoundError:  # without a database of its own, a client of a server elsewhere
+        except PackageNotFoundError:  # a client without a server has no database packages
             continue
     return found
 
@@ -54,7 +54,7 @@ def find_conflicts(versions: Mapping[str, str]) -> list[str]:
 
 
 def find_server_problem(prefect: str) -> str | None:
-    """Return what may be wrong with a server of this Prefect. What else is installed there, it does not say."""
+    """Return the possible problem of a server with this version of Prefect; its other packages are unknown here."""
     if _is_within(prefect, f"<{_FIRST_THAT_SCHEDULES}"):
         return (
             f"Under SQLAlchemy 2.1, Prefect {prefect} never starts a scheduled run. "

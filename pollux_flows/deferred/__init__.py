@@ -1,1 +1,1 @@
-"""Deferred delivery: hand work in to a provider's batch system now, and collect the answers later."""
+"""Deferred delivery: submit prompts to a provider's batch system now, and collect the answers later."""

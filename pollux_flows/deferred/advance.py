@@ -74,7 +74,7 @@ async def _stop(lock: JobLock, session: Session) -> None:
 
 
 async def _stop_batch(job: Job, part: Part, session: Session) -> Part:
-    """Ask the provider to stop a batch, and return its part; unchanged if it had ended before."""
+    """Ask the provider to stop a batch, and return its part; unchanged if it had already ended."""
     batch_id = part.batch_id or ""
     try:
         if not part.is_ended and part.batch_state != "cancelling":
@@ -87,7 +87,7 @@ async def _stop_batch(job: Job, part: Part, session: Session) -> Part:
         if not job.was_submitted_with(session.config.key()):
             raise ConfigurationError(
                 f"{job.name} was submitted with another key, and with this one its batch is not found.",
-                hint="Give the provider that key back, or remove the job's block to give up its answers.",
+                hint="Restore that key in the provider, or remove the job's block to give up its answers.",
             ) from None
         return part.give_up(f"The provider no longer has the batch {part.batch_id}.")
     return part if part.is_ended else part.with_batch(batch)

@@ -1,4 +1,4 @@
-"""The saved answers of a job, in pieces of a fixed number of items, so that a job of any length fits into memory."""
+"""The saved answers of a job, in pieces of a fixed number of items, so that memory use does not grow with the job."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Storage(Protocol):
         ...
 
     async def put(self, name: str, text: str) -> None:
-        """Save a text, and replace an earlier one."""
+        """Save a text under this name, replacing an earlier one."""
         ...
 
     async def get(self, name: str) -> str | None:
@@ -35,8 +35,8 @@ class Storage(Protocol):
         ...
 
 
-class Tally:
-    """Adds up the results of items."""
+class ItemTally:
+    """Sums of the statuses, usage and costs of items."""
 
     def __init__(self) -> None:
         self._buckets: Counter[str] = Counter()
@@ -62,9 +62,9 @@ class Tally:
         )
 
 
-async def save_answers(storage: Storage, name: str, items: Iterator[Item]) -> Tally:
+async def save_answers(storage: Storage, name: str, items: Iterator[Item]) -> ItemTally:
     """Save all items of a job, and return their totals."""
-    tally, number = Tally(), 0
+    tally, number = ItemTally(), 0
     # Off the event loop: reading the results of 50,000 prompts takes many seconds.
     while text := await asyncio.to_thread(_write, tally, islice(items, _PIECE)):
         await storage.put(_piece_name(name, number), text)
@@ -85,13 +85,13 @@ async def read_items(storage: Storage, job: Job) -> AsyncIterator[Item]:
             yield item
 
 
-async def merge_answers(storage: Storage, job: Job, newer: Job) -> Tally:
-    """Replace items of this job that did not succeed by those of `newer` that did. Repeating it changes nothing.
+async def merge_answers(storage: Storage, job: Job, newer: Job) -> ItemTally:
+    """Replace items of this job that did not succeed by those of `newer` that did. Idempotent.
 
-    An answer that was paid for and is replaced stays in the item: it counts as a cost.
+    A replaced answer that was paid for stays in the item as an earlier one, so that its cost counts.
     """
-    tally = Tally()
-    # Both are in the order of the prompts, so neither has to be in memory completely.
+    tally = ItemTally()
+    # Both are in the order of the prompts, so they can be merged piece by piece.
     others = read_items(storage, newer)
     other = await anext(others, None)
     for number in _piece_numbers(job):
@@ -105,12 +105,12 @@ async def merge_answers(storage: Storage, job: Job, newer: Job) -> Tally:
 
 
 async def find_retryable(storage: Storage, job: Job) -> list[int]:
-    """Return the prompts that did not succeed, and may if they are submitted again."""
+    """Return the indexes of the prompts that did not succeed, and may if they are submitted again."""
     return [item.outcome.index async for item in read_items(storage, job) if _may_succeed(item)]
 
 
 async def find_unanswered(storage: Storage, job: Job) -> list[int]:
-    """Return all prompts that did not succeed."""
+    """Return the indexes of all prompts that did not succeed."""
     return [item.outcome.index async for item in read_items(storage, job) if item.bucket != "succeeded"]
 
 
@@ -120,22 +120,22 @@ def first_piece(job: Job) -> str:
 
 
 def _merge(item: Item, newer: Item | None) -> Item:
-    """Return the newer item if it succeeded, or else the older one; either way with all answers that were paid for."""
+    """Return the newer item if it succeeded, otherwise the older one, with all answers that were paid for."""
     if newer is None or newer.key == item.key:
         return item
-    stays, goes = (newer, item) if newer.bucket == "succeeded" else (item, newer)
-    known = {outcome.identity for outcome in stays.earlier}
-    paid = [outcome for outcome in (*goes.earlier, goes.outcome) if outcome.answer and outcome.identity not in known]
-    return stays.model_copy(update={"earlier": [*stays.earlier, *paid]}) if paid else stays
+    merged, replaced = (newer, item) if newer.bucket == "succeeded" else (item, newer)
+    known = {outcome.identity for outcome in merged.earlier}
+    paid = [each for each in (*replaced.earlier, replaced.outcome) if each.answer and each.identity not in known]
+    return merged.model_copy(update={"earlier": [*merged.earlier, *paid]}) if paid else merged
 
 
 def _may_succeed(item: Item) -> bool:
     problem = item.outcome.problem
-    # An answer that does not fit, or that is missing or empty, may be another the next time.
+    # The next answer may fit the schema, or not be missing or empty.
     return item.bucket != "succeeded" and (problem is None or problem.retryable or problem.kind == "empty")
 
 
-def _write(tally: Tally, items: Iterable[Item]) -> str:
+def _write(tally: ItemTally, items: Iterable[Item]) -> str:
     """Return the items as text, and add each to the tally."""
     lines = []
     for item in items:
@@ -160,7 +160,7 @@ async def _read_piece(storage: Storage, job: Job, number: int) -> list[Item]:
     if len(items) != min(_PIECE, job.count - number * _PIECE):
         raise ConfigurationError(
             f"The answers of {job.name}, or some of them, are not in this worker's result storage ({storage.where}).",
-            hint="Give all workers that submit and collect the same result storage: set "
+            hint="All workers that submit and collect need the same result storage: set "
             "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK to a storage that they share.",
         )
     return items

@@ -1,4 +1,4 @@
-"""Deferred work without Prefect: submit it, inspect it, collect it, cancel it."""
+"""Deferred work without Prefect: defer, inspect, collect and cancel."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ async def defer_many(
     """Submit prompts about the same sources to the provider's batch system, and return the handle that collects them.
 
     The job is saved before anything is sent. If this process dies, or the provider's reply is lost, call this again: it
-    looks for the batch at the provider and continues with it. For the same after the handle was returned, name the run:
-    with the same `run_key`, the same prompts are submitted once.
+    looks for the batch at the provider and continues with it. To make repeated calls idempotent even after a handle
+    was returned, pass a `run_key`: with the same `run_key`, the same prompts are submitted once.
     """
     if not isinstance(config, Config):
         raise ConfigurationError(f"config is a {type(config).__name__}.", hint="Pass Config(provider=…, model=…).")
@@ -90,7 +90,7 @@ async def defer_many(
         )
     if any(part.state == "sending" for part in job.parts) or not job.parts:
         raise APIError(
-            f"{config.provider} may have taken the batch, or not: its reply was lost, and no list shows it yet.",
+            f"{config.provider} may or may not have accepted the batch: its reply was lost, and no list shows it yet.",
             hint="Call this again with the same arguments in half a minute: it looks for the batch, and submits it "
             "only if there is none.",
             retryable=True,
@@ -113,7 +113,7 @@ async def collect_deferred(
     response_schema: type | dict[str, Any] | None = None,
     config: Config | None = None,
 ) -> ResultEnvelope:
-    """Return the answers in the order of the prompts; raise DeferredNotReadyError while the provider works on them.
+    """Return the answers in the order of the prompts. Raises DeferredNotReadyError while the provider works on them.
 
     With the `response_schema` that the work was submitted with, `structured` holds instances of it. A prompt that
     failed, expired or was cancelled has no answer, and its reason in `errors`.
@@ -144,7 +144,7 @@ def _make_envelope(job: Job, results: Results, started: float) -> ResultEnvelope
 
 
 async def cancel_deferred(handle: DeferredHandle, *, config: Config | None = None) -> None:
-    """Ask the provider to stop. Prompts that are already answered can be collected; ended work does not change."""
+    """Ask the provider to stop. Finished answers can still be collected; work that has ended does not change."""
     config = _resolve_config(handle, config)
     async with open_session(config) as session:
         store = StateJobStore(store_of(config))
@@ -209,13 +209,13 @@ async def _advance(handle: DeferredHandle, session: Session) -> Job:
     elif not (job := _read_job(handle)).is_submitted:
         raise ConfigurationError(
             f"A part of {handle.job_id} was not submitted yet, which needs the state of the machine that deferred it.",
-            hint="Collect it where it was deferred, or let both places share their state: POLLUX_STATE_URL.",
+            hint="Collect it where it was deferred, or set POLLUX_STATE_URL so that both machines share their state.",
         )
     return (await poll_job(job, session)).apply(job, session.config.key(), time.time())
 
 
 async def _find(store: StateJobStore, handle: DeferredHandle) -> Job | None:
-    """Return the stored job of the handle, which is newer than that in the handle; None if it is not stored here."""
+    """Return the stored job of the handle, which is newer than the job in the handle; None if it is not stored here."""
     job = _read_job(handle)
     found = await store.find(job.name)
     return found if found is not None and found.submission == job.submission else None
@@ -258,5 +258,5 @@ def _check_schema(handle: DeferredHandle, schema: type | dict[str, Any] | None) 
     if schema_hash(Options(response_schema=schema).response_json_schema()) != handle.schema_hash:
         raise ConfigurationError(
             "response_schema is not the one that the work was submitted with.",
-            hint="Pass that one, or leave it out to get plain values.",
+            hint="Pass the original one, or leave it out to get plain values.",
         )

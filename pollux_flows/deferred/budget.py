@@ -1,6 +1,6 @@
-"""Budgets of batches: a job is submitted only if all of it may cost no more than is left, at batch prices.
+"""Budgets of batches: a job is submitted only if its highest possible cost, at batch prices, fits into the budget.
 
-The budget is saved with the job. Prompts of it that are submitted again must fit into what its answers have left.
+The budget is saved with the job. Prompts that are submitted again must fit into the rest of it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pollux_flows.providers.session import Session
 
 
 def price_job(plan: Plan, session: Session) -> float:
-    """Return the most that the calls of a plan cost as a batch, or raise where that is not known."""
+    """Return the most that the calls of a plan may cost as a batch. Raises if that is not known."""
     attachments, caches = Attachments(plan, session), goes_first(plan)
 
     @cache
     def find(sources: tuple[int, ...]) -> WorstCase:
         first = plan.calls[0].model_copy(update={"prompt": ""})
-        call = make_call(plan, first, attachments.pretended(sources), caches=caches)
+        call = make_call(plan, first, attachments.make_placeholders(sources), caches=caches)
         sizes = [text_size(plan, index) for index in sources]
         return find_worst_case(plan.target, call, session.provider.generate.request(call), sizes, batch=True)
 
@@ -36,7 +36,7 @@ def price_job(plan: Plan, session: Session) -> float:
 
 
 def check_job_budget(plan: Plan, session: Session, limit_usd: float) -> None:
-    """Refuse a job that may cost more than a limit."""
+    """Raise a BudgetError for a job that may cost more than the limit."""
     if (most := price_job(plan, session)) > limit_usd:
         raise BudgetError(
             f"Not submitted: {_describe(plan, most)}, and max_cost_usd is {dollars(limit_usd)}.",
@@ -45,16 +45,13 @@ def check_job_budget(plan: Plan, session: Session, limit_usd: float) -> None:
 
 
 async def check_child_budget(store: JobStore, job: Job, indexes: Sequence[int], session: Session) -> float | None:
-    """Return what a collected job has left of its budget, or raise if these prompts of it may cost more.
-
-    None for a job without a budget.
-    """
+    """Return the rest of a collected job's budget, None if it has none. Raises if these prompts may cost more."""
     if (limit_usd := job.max_cost_usd) is None or job.manifest is None:
         return None
-    hint = f"resubmit({job.name!r}) submits them, whatever they cost."
+    hint = f"resubmit({job.name!r}) submits them regardless of their cost."
     if (spent := job.manifest.cost_usd) is None or job.manifest.missing:
-        why = job.manifest.cost_unknown or "The provider may have billed prompts of which it gave no result."
-        raise BudgetError(f"Not submitted again: max_cost_usd cannot be enforced any more. {why}", hint=hint)
+        why = job.manifest.cost_unknown or "The provider may have billed prompts for which it returned no result."
+        raise BudgetError(f"Not submitted again: max_cost_usd can no longer be enforced. {why}", hint=hint)
     left = max(0.0, limit_usd - spent)
     request = await store.load_request(job.name)
     plan = await asyncio.to_thread(request.plan_rows, to_ranges(indexes))

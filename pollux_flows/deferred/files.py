@@ -46,7 +46,7 @@ class JobFiles:
     owner: FileOwner
 
     async def materials(self) -> tuple[Material, ...]:
-        """Return the sources in the form that the provider takes."""
+        """Return the sources in the form that the provider accepts."""
         return await self.attachments.materials(range(len(self.plan.sources)))
 
     async def upload_rows(self, rows: Rows) -> str:
@@ -55,7 +55,7 @@ class JobFiles:
         content = Content(
             sha256=await asyncio.to_thread(_hash, rows), size_bytes=rows.path.stat().st_size, mime_type=_ROWS
         )
-        with apply_restrictions(None):  # a temporary file of ours, which no caller has named
+        with apply_restrictions(None):  # a temporary file of our own, which needs no permission
             return (await self.owner.file(self.session, source, content, purpose="batch")).file_id
 
 
@@ -80,7 +80,7 @@ async def release_files(job: Job, session: Session) -> None:
 def write_rows(
     calls: Iterable[PlannedCall], make_row: MakeRow, limits: BatchLimits, folder: Path, first_part: int = 0
 ) -> list[Rows]:
-    """Write the rows of these calls in order, and begin another file where a batch takes no more."""
+    """Write the rows of these calls in order, and begin another file when a batch is full."""
     written: list[Rows] = []
     with ExitStack() as stack:
         file: BinaryIO | None = None
@@ -108,7 +108,7 @@ def check_row(line: bytes, limits: BatchLimits, index: int) -> None:
     """Raise a ConfigurationError if a row exceeds the limit of a batch."""
     if len(line) > limits.size_bytes:
         raise ConfigurationError(
-            f"prompts[{index}] is a row of {len(line):,} bytes; a batch takes {limits.size_bytes:,}.",
+            f"prompts[{index}] is a row of {len(line):,} bytes; a batch accepts {limits.size_bytes:,}.",
             hint="Pass long texts as files (Source.from_file), or shorten the prompt.",
         )
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal
 from uuid import uuid4
 
-from pydantic import Field, field_validator
+from pydantic import AliasChoices, ConfigDict, Field, field_validator
 
 from pollux_flows.access import guards_output
 from pollux_flows.config import Target
@@ -74,7 +74,7 @@ class Part(Record):
         return self.state == "lost" and self.batch_id is not None
 
     def with_batch(self, batch: Batch) -> Part:
-        """Return the part with the provider's present description of its batch."""
+        """Return the part updated from the provider's current description of its batch."""
         problem = None
         if batch.state == "failed":
             message = f"The provider refused the batch: {batch.problem or batch.native}"[:_MAX_PROBLEM_CHARS]
@@ -100,12 +100,12 @@ class Part(Record):
         return self.reset().model_copy(update=changes)
 
     def mark_lost(self, why: str) -> Part:
-        """Return the part as lost. Its id stays, to find the batch again should the provider have it after all."""
+        """Return the part as lost. It keeps its batch id, in case the provider has the batch after all."""
         problem = _failure("missing", why, retryable=True, outcome_unknown=True)
         return self.model_copy(update={"state": "lost", "problem": problem})
 
     def give_up(self, why: str) -> Part:
-        """Return the part as ended, with nothing left of it at the provider."""
+        """Return the part as ended without results."""
         return self.mark_lost(why).model_copy(update={"state": "refused"})
 
     def cancel(self) -> Part:
@@ -116,6 +116,8 @@ class Part(Record):
 
 class Job(Record):
     """Deferred work: what was submitted, where, and its progress."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     version: int = VERSION
     name: str = Field(description="The name of the job, which its users know.")
@@ -142,7 +144,12 @@ class Job(Record):
     children: int = Field(default=0, description="The number of jobs that have repeated its failed prompts.")
     failed_in: str | None = Field(default=None, description="The attempt of its run that failed for missing answers.")
     waiting_runs: list[str] = Field(default_factory=list, description="Suspended flow runs that wait for it.")
-    told: list[str] = Field(default_factory=list, description="The events that were emitted.")
+    emitted: list[str] = Field(
+        default_factory=list,
+        validation_alias=AliasChoices("told", "emitted"),
+        serialization_alias="told",  # as older versions stored it
+        description="The events that were emitted.",
+    )
     manifest: Manifest | None = Field(default=None, description="Its results, once its answers are saved.")
     retired_at: float | None = Field(default=None, description="When the last step after its collection was done.")
     taken_by: Chain = Field(default=(), description="The place in a flow run that waits for it, if a sub-flow does.")
@@ -186,11 +193,11 @@ class Job(Record):
         ]
 
     def is_due(self, now: float) -> bool:
-        """Return True if any of it may be submitted now."""
+        """Return True if some part may be submitted now."""
         return not self.cancelled and (not self.parts or bool(self.due_parts(now)))
 
     def tag(self, number: int) -> str:
-        """Return the name of the batch of this part in its present attempt."""
+        """Return the name of the batch of this part in its current attempt."""
         return tag_of(self.submission, number, self.parts[number].attempt)
 
     def with_part(self, number: int, part: Part) -> Job:
@@ -209,8 +216,8 @@ class Job(Record):
         states = {part.state for part in parts}
         if "lost" in states:
             return "ambiguous"
-        # A part that was never tried is still being submitted. One that the provider has postponed is the provider's to
-        # take, and one that follows waits for the first.
+        # A part that was never tried is still being submitted. A part that the provider has postponed waits for the
+        # provider, and a part that follows the first waits for that.
         untried = any(part.state == "waiting" and part.not_before is None and not part.follows for part in parts)
         return "submitting" if untried or "sending" in states else "submitted"
 
@@ -260,7 +267,7 @@ def new_job(name: str, plan: Plan, now: float, key: str | None, **more: Any) -> 
 
 
 def resolve_schema(options: Options) -> Options:
-    """Return options with the JSON Schema that is sent: its class may have changed when the answers arrive."""
+    """Return options with the JSON Schema in place of its class, which may have changed when the answers arrive."""
     if options.response_schema is None:
         return options
     return options.model_copy(update={"response_schema": options.response_json_schema()})
@@ -272,7 +279,7 @@ def fingerprint(plan: Plan) -> str:
 
 
 def _account_mark(submission: str, key: str | None) -> str:
-    """Return a few characters that tell a key from another and do not reveal it."""
+    """Return a short digest that tells keys apart and does not reveal them."""
     return digest("account", [submission, key])[:8]
 
 

@@ -1,4 +1,4 @@
-"""The output of a deferred job: rows of its saved answers, also of more of them than fit into memory."""
+"""The output of a deferred job: rows of its saved answers, written piece by piece."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pollux_flows.output import Manifest, output_path, write_output
 
 
 async def read_rows(storage: Storage, job: Job, prompts: Sequence[str | None]) -> AsyncIterator[list[AnswerRow]]:
-    """Iterate over pieces of the job's rows, in the order of its prompts."""
+    """Iterate over the rows of the job in pieces, in the order of its prompts."""
     places = dict(zip(job.prompt_indexes(), prompts, strict=True))
     async for items in read_pieces(storage, job):
         yield [
@@ -35,7 +35,7 @@ async def write_job_output(
         read_rows(storage, job, prompts),
         manifest,
         what=f"The answers of {job.name}",
-        hint="Make room, or give the worker the right to write there: the next pass tries again. Or cancel "
-        "the job: its answers are saved all the same.",
+        hint="Free space, or give the worker write access: the next pass tries again. Or cancel the job: its answers "
+        "are saved nevertheless.",
         is_guarded=job.guards_output,
     )

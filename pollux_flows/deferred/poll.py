@@ -20,23 +20,23 @@ from pollux_flows.providers.session import Session
 MOST_REQUESTS: Final = 60
 """The most requests of one collector pass. Batches that it does not reach are inspected by another pass."""
 
-# So few are inspected one by one: a list would bring everything else that the account has.
+# So few are inspected one by one: a list would include all other batches of the account.
 _FEW: Final = 3
-# The account may have thousands of other batches, and a list begins with the newest: the share of requests for it.
-_LISTED: Final = 2 / 3
-# No valid key, or no room: the next request would meet the same.
-_ABOUT_ALL: Final = {401, 429}
+# The share of requests for lists, which begin with the newest of perhaps thousands of other batches.
+_LIST_SHARE: Final = 2 / 3
+# No valid key, or a rate limit: the next request would fail as well.
+_STOPS_POLLING: Final = {401, 429}
 # No batch takes much longer.
 _A_DAY_S: Final = 86_400.0
 
 
 @dataclass
 class PollResult:
-    """The batches as their provider describes them, and its errors about the others."""
+    """The batches as their provider describes them, and the errors of requests for others."""
 
     batches: dict[str, Batch] = field(default_factory=dict)
     refused: dict[str, APIError] = field(default_factory=dict)
-    """The errors by batch id; perhaps that the provider no longer has the batch."""
+    """The errors by batch id, such as that the provider no longer has the batch."""
     requests: int = 0
 
     @property
@@ -45,7 +45,7 @@ class PollResult:
         return {id_: error for id_, error in self.refused.items() if error.status_code == HTTPStatus.NOT_FOUND}
 
     def apply(self, job: Job, key: str | None, now: float) -> Job:
-        """Return the job with what is now known of its batches; the same object if nothing has changed.
+        """Return the job updated from this result; the same object if nothing has changed.
 
         A batch that the provider does not know is lost only if the job was submitted with this key: another account
         does not have its batches. A batch that was just accepted may not show everywhere yet.
@@ -76,7 +76,7 @@ class PollResult:
         if not errors:
             return None
         if self.missing and not job.was_submitted_with(key):
-            return f"It was submitted with another key, and with this one its batch is not found: {errors[0]}"
+            return f"The job was submitted with another key, and this key does not find its batch: {errors[0]}"
         return errors[0]
 
 
@@ -95,19 +95,19 @@ async def poll_job(job: Job, session: Session) -> PollResult:
 
 
 async def poll(session: Session, jobs: Iterable[Job], most: int = MOST_REQUESTS) -> PollResult:
-    """Inspect the pending batches of these jobs, as far as that many requests reach."""
+    """Inspect the pending batches of these jobs with a limited number of requests."""
     since = {batch_id: job.created_at for job in jobs for batch_id in pending_batches(job)}
     result = PollResult()
     if len(since) > _FEW:
-        await _poll_lists(session, since, result, max(1, int(most * _LISTED)))
+        await _poll_lists(session, since, result, max(1, int(most * _LIST_SHARE)))
     for batch_id in _shuffle_by_age(since.keys() - result.batches.keys(), since)[: most - result.requests]:
         result.requests += 1
         try:
             result.batches[batch_id] = await retry_call(partial(session.inspect_batch, batch_id), session.config)
         except APIError as error:
-            if error.error_category == "network" or error.status_code in _ABOUT_ALL:
+            if error.error_category == "network" or error.status_code in _STOPS_POLLING:
                 raise
-            result.refused[batch_id] = error  # which says nothing about the others
+            result.refused[batch_id] = error  # other batches may still be found
     return result
 
 

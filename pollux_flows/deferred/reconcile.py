@@ -1,8 +1,8 @@
 """Reconciliation: find out whether the provider has a batch whose reply was lost.
 
-A part in the state "sending" may have reached the provider. It is never simply submitted again: first it is looked for
-among the batches of the account. A provider that stores our names lists it with its tag. At the others, any batch of
-the same time and size may be it, until that has ended and the key of its first result decides.
+A part in the state "sending" may have reached the provider. Before it is submitted again, its batch is looked for in
+the account. A provider that stores our names lists the batch with its tag. At other providers, any batch of the same
+time and size may be the one, until it has ended and the key of its first result decides.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pollux_flows.state.leases import Clock
 SETTLED_S: Final = 30.0
 """How long after the end of a request a batch that no list shows counts as not created.
 
-The submitting process may have died, and the provider may have received its request in full by then. A provider that
-works on it for longer before it lists the batch would have the batch twice.
+A request may have reached the provider although the process that sent it died. If a provider takes longer than this to
+list a new batch, the batch is submitted twice.
 """
 
 # The results of an ended batch never change, and fetching them for their first line is expensive.
@@ -44,7 +44,7 @@ async def reconcile(
     include_lost: bool = False,
     clock: Clock = time.time,
 ) -> None:
-    """Find out what became of parts that may have been submitted; with `include_lost`, also of those treated as lost.
+    """Find the batches of parts that may have been submitted; with `include_lost`, also of parts treated as lost.
 
     `known` are the batches of this account that belong to other jobs. A batch that was accepted and is missing is
     submitted again only by a person: the provider may have answered it, and billed it.
@@ -100,7 +100,7 @@ async def find_batch(
 
     `known` are batches that are known to be others.
     """
-    # A search that breaks off begins anew, on the first page: a batch that is overlooked is paid for again.
+    # A search that fails begins again on the first page, as an overlooked batch would be paid for twice.
     return await retry_call(partial(_search, session, part, tag, now, known), session.config)
 
 
@@ -109,7 +109,7 @@ async def _search(
 ) -> Batch | Literal["unknown"] | None:
     since = (part.sent_at or 0.0) - SKEW_S
     until = None if part.lost_at is None else part.lost_at + SKEW_S
-    # A batch without readable results may be ours for as long as one that was just submitted would.
+    # A batch without readable results may be ours only for as long as a batch can be in progress.
     is_recent = part.lost_at is None or now - part.lost_at < _DAY_S
     is_unknown = False
     async for page in session.batch_pages():

@@ -28,8 +28,8 @@ def snapshot(job: Job, job_id: str | None = None) -> DeferredSnapshot:
         failed=failed,
         pending=job.count - succeeded - failed,
         submitted_at=submitted_at(job),
-        completed_at=max(_known(part.ended_at for part in job.parts), default=None) if job.is_ended else None,
-        expires_at=min(_known(part.expires_at for part in job.parts), default=None),
+        completed_at=max(_known_times(part.ended_at for part in job.parts), default=None) if job.is_ended else None,
+        expires_at=min(_known_times(part.expires_at for part in job.parts), default=None),
     )
 
 
@@ -52,20 +52,20 @@ def job_id_of(job: Job) -> str:
 
 def submitted_at(job: Job) -> float:
     """Return the time when the first part was submitted."""
-    return min(_known(part.sent_at for part in job.parts), default=job.created_at)
+    return min(_known_times(part.sent_at for part in job.parts), default=job.created_at)
 
 
 def _counts(job: Job) -> tuple[int, int]:
     """Return the numbers of prompts with an answer, and of those that will have none."""
     succeeded = failed = 0
     for part in job.parts:
-        answered = min(part.succeeded, part.count)  # whatever the provider counts
+        answered = min(part.succeeded, part.count)  # a provider may count more
         succeeded += answered
         failed += part.count - answered if part.is_ended else min(part.failed, part.count - answered)
     return succeeded, failed
 
 
-def _known(times: Iterable[float | None]) -> list[float]:
+def _known_times(times: Iterable[float | None]) -> list[float]:
     return [time for time in times if time is not None]
 
 

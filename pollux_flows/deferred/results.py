@@ -37,7 +37,7 @@ _MAX_MESSAGE_CHARS: Final = 1000
 _CHUNK: Final = 200
 _BUCKETS: Final[dict[FailureKind, Bucket]] = {"expired": "expired", "cancelled": "cancelled", "missing": "missing"}
 _UNANSWERED: Final[dict[str, tuple[FailureKind, str]]] = {
-    "expired": ("expired", "The provider did not come to this prompt in time."),
+    "expired": ("expired", "The provider did not answer this prompt before the batch expired."),
     "cancelled": ("cancelled", "The batch was cancelled before this prompt was answered."),
 }
 
@@ -95,7 +95,7 @@ async def _download_part(session: Session, part: Part, path: Path) -> None:
 
 @dataclass
 class Results:
-    """The raw results of a job in files on this machine. Only their positions are in memory: they are read in turn."""
+    """The raw results of a job in files on this machine. Only their positions are held in memory."""
 
     job: Job
     files: Mapping[int, Path]
@@ -175,7 +175,7 @@ class Results:
                 message = f"The provider's result cannot be read as an answer: {str(error)[:300]}"
                 return None, CallFailure(index=index, kind="api_error", message=message, retryable=True)
         if result.status in _UNANSWERED:
-            return None, _unanswered(result.status, index)
+            return None, _unanswered_failure(result.status, index)
         message = (result.error or result.code or "The provider did not say why.")[:_MAX_MESSAGE_CHARS]
         return None, CallFailure(index=index, kind="api_error", message=message, retryable=bool(result.retryable))
 
@@ -196,7 +196,7 @@ def _make_item(outcome: Outcome, code: str | None, reading: Reading) -> Item:
     return Item(key=outcome.identity, bucket=bucket, outcome=outcome, structured=structured, warning=warning, code=code)
 
 
-def _unanswered(status: str, index: int) -> CallFailure:
+def _unanswered_failure(status: str, index: int) -> CallFailure:
     kind, message = _UNANSWERED[status]
     return CallFailure(index=index, kind=kind, message=message, retryable=True)
 
@@ -206,9 +206,9 @@ def _explain_missing(part: Part, index: int) -> CallFailure:
     if part.problem is not None:
         return part.problem.model_copy(update={"index": index})
     if part.batch_state in _UNANSWERED:
-        return _unanswered(part.batch_state, index)
-    message = "The provider says that the batch is done, and gave no result for this prompt."
-    # It may have been answered, and billed.
+        return _unanswered_failure(part.batch_state, index)
+    message = "The provider reports the batch as done, and returned no result for this prompt."
+    # The prompt may have been answered, and billed.
     return CallFailure(index=index, kind="missing", message=message, retryable=True, outcome_unknown=True)
 
 
@@ -231,7 +231,7 @@ def make_envelope(
         target=job.target, options=options, sources=[], contents=[], calls=[], sharing=job.count
     )
     outcomes = [item.outcome for item in items]
-    # Each answer was read when its item was made: a caller's validators run once.
+    # Each answer was read when its item was made, so that a caller's validators run once.
     readings = None if job.options.response_schema is None else [Reading(item.structured) for item in items]
     envelope = extract_envelope(plan, outcomes, duration_s=duration_s, readings=readings, batch=True)
     warnings = [item.warning for item in items if item.warning]
@@ -248,7 +248,7 @@ def make_envelope(
         "deferred": True,
         "cache_mode": "implicit" if any(part.follows for part in job.parts) else "none",
     }
-    # All of it comes from documents: validating it again would take another copy of all answers.
+    # All values come from valid documents: validating them again would take another copy of all answers.
     return envelope.model_construct(**{**dict(envelope), "metrics": metrics, "diagnostics": diagnostics})
 
 
@@ -278,7 +278,7 @@ def _describe_item(item: Item) -> dict[str, Any]:
 def with_instances(envelope: ResultEnvelope, options: Options) -> ResultEnvelope:
     """Return the envelope with `structured` as instances of the model in the options, if there is one. Blocks.
 
-    An answer that fits the schema that was sent, and not the model as it is now, becomes None and a warning.
+    An answer that fits the schema that was sent, but not the current model, becomes None and a warning.
     """
     model = options.response_model()
     if model is None or envelope.structured is None:

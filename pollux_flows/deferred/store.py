@@ -1,6 +1,6 @@
 """The protocol for storing deferred jobs, and its implementation on the state store.
 
-A job is created under a name that only one process can win. To change a job, a process locks it: it acquires a lease
+Exactly one of many processes can create a job under a name. To change a job, a process locks it: it acquires a lease
 and renews it while it works, and every write confirms that no other process has taken the lease over.
 """
 
@@ -54,13 +54,13 @@ class JobRequest(Record):
         if fingerprint(plan) != job.fingerprint:
             raise ConfigurationError(
                 f"The job {job.name} cannot be submitted: this version of pollux_flows would send other requests.",
-                hint="Let the version that created it submit the rest, or submit the work anew.",
+                hint="Submit the rest with the version that created it, or submit all prompts as a new job.",
             )
         return plan
 
 
 class JobLock:
-    """Exclusive access to one job. This base class stores nothing: it is for a job that is known only by its handle."""
+    """Exclusive access to one job. This base class stores nothing, for a job that is known only by its handle."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -104,7 +104,7 @@ class JobStore(Protocol):
 def no_such_job(name: str, where: str) -> ConfigurationError:
     """Return the error for a job that does not exist."""
     return ConfigurationError(
-        f"There is no job called {name!r} in {where}.", hint="Its name is what `submit` returned; look for it there."
+        f"There is no job named {name!r} in {where}.", hint="Pass the name that `submit` returned."
     )
 
 
@@ -121,7 +121,7 @@ class StateJobStore:
         if (record := await self.store.get(_request_key(name))) is None:
             raise ConfigurationError(
                 f"The request of the job {name} is not in {self.store.where}, so the rest of it cannot be submitted.",
-                hint="Continue where it was submitted, or share the state of both places: POLLUX_STATE_URL.",
+                hint="Continue where it was submitted, or set POLLUX_STATE_URL so that both share their state.",
             )
         return JobRequest.model_validate(record)
 
@@ -167,7 +167,7 @@ class _StateJobLock(JobLock):
         await self._lease.store.delete(_request_key(self.job.name))
 
     def strip_removed(self, record: Json) -> Json | None:
-        """Return the record as it is to be left behind; None if the job was removed."""
+        """Return the record to leave in the store at the end of the lease; None if the job was removed."""
         return None if self._is_removed else record or None
 
 

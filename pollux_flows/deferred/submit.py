@@ -1,7 +1,7 @@
-"""Submission of a job, so that each of its prompts is paid for once, whatever happens on the way.
+"""Submission of a job, so that each of its prompts is paid for once, even if the process is killed.
 
 Before a batch is created at the provider, the job is saved with that intent: from then on the provider may have the
-batch. A process that finds such an intent without an outcome reconciles it, and never simply submits it again.
+batch. A process that finds such an intent without an outcome reconciles it before it submits anything.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pollux_flows.providers.session import Session
 from pollux_flows.result import CallFailure
 from pollux_flows.state.leases import Clock
 
-# After a reply that was lost, the batch most often shows at once.
+# After a lost reply, the batch is usually listed at once.
 _SEARCH_PAUSES_S: Final = (0.0, 0.5, 1.0, 2.0)
 
 
@@ -42,13 +42,13 @@ def check_request(request: Request) -> None:
     """Raise a ConfigurationError for a request that cannot be deferred, before anything is read, saved or sent."""
     check_deferred(request.target, request.options)
     if not request.prompts:
-        raise ConfigurationError("There is nothing to defer: no prompts.", hint="Pass one prompt at least.")
+        raise ConfigurationError("There is nothing to defer: no prompts.", hint="Pass at least one prompt.")
 
 
 async def check_plan(session: Session, plan: Plan) -> None:
     """Check the longest call as the provider would receive it, before any upload."""
     longest = max(plan.calls, key=lambda call: len(call.prompt or ""))
-    materials = Attachments(plan, session).pretended(plan.sources_of(longest))
+    materials = Attachments(plan, session).make_placeholders(plan.sources_of(longest))
     call = make_call(plan, longest, materials)
     await retry_call(partial(session.check, call), session.config)
     check_row(session.batches.row(call, row_key(tag_of("pollux", 0, 1), 0)), session.batches.LIMITS, longest.index)
@@ -112,9 +112,9 @@ async def submit_created_job(
     plan: Plan | None = None,
     on_submitted: Callable[[JobLock], Awaitable[None]] | None = None,
 ) -> Job:
-    """Submit the rest of a created job. If the provider takes nothing of it, remove it and raise the reason.
+    """Submit the rest of a created job. If the provider accepts no part of it, remove it and raise the reason.
 
-    `plan` is loaded where it is not passed. `on_submitted` runs before the lock is released.
+    `plan` is loaded if it is not passed. `on_submitted` runs before the lock is released.
     """
     try:
         async with store.lock(name) as lock:
@@ -135,7 +135,7 @@ async def submit_created_job(
         # Another process has found the unfinished job and works on it: the job will show the outcome.
         if (job := await store.find(name)) is None:
             raise ConfigurationError(
-                f"The provider took nothing of {name}.", hint="The process that submitted it has the reason."
+                f"The provider accepted no part of {name}.", hint="See the error in the process that submitted it."
             ) from None
         return job
 
@@ -171,7 +171,7 @@ class _Submission:
                     done.update(due)
 
     async def _split(self) -> dict[int, Rows]:
-        """Write all rows, and save the parts that they make."""
+        """Write all rows, split them into parts, and save these in the job."""
         # The tags of later attempts have the same length, so rows that fit now fit again.
         calls, limits, is_warm = self._plan.calls, self._session.batches.LIMITS, goes_first(self._plan)
         write = partial(write_rows, make_row=self._row_maker(1, caches=is_warm), limits=limits, folder=self._folder)
@@ -184,7 +184,7 @@ class _Submission:
         await self._lock.save(self._lock.job.with_parts(parts))
         if not is_warm:
             return dict(enumerate(rows))
-        for each in rows[1:]:  # written again when they are due: only then it shows if there is a cache to read
+        for each in rows[1:]:  # written again when they are due, as only then is it known if there is a cache to read
             each.path.unlink()
         return {0: rows[0]}
 
@@ -246,7 +246,7 @@ class _Submission:
 
 
 class _RenewedLease:
-    """Renews the lease before each attempt: a process that has taken the job over may be submitting it as well."""
+    """Renews the lease before each attempt, as a process that has taken the job over may be submitting it as well."""
 
     def __init__(self, lock: JobLock) -> None:
         self._lock = lock
@@ -278,7 +278,7 @@ def make_call(
     key: str | None = None,
     caches: bool = False,
 ) -> Call:
-    """Return the call that a row of a batch is made from."""
+    """Return the call of a row in a batch."""
     options = plan.options.model_copy(update={"cache_ttl": "1h"}) if caches else plan.options
     return Call(
         model=plan.target.model,

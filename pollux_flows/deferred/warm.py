@@ -20,10 +20,11 @@ from pollux_flows.result import Outcome
 
 # From here on, 2 + 0.1 (N - 1) is less than N.
 _LEAST_PROMPTS: Final = 3
-# The smallest prefix that a model of unknown name may cache; and nearly always the fewest characters of a token.
+# The smallest prefix that an unknown model may cache.
 _LEAST_TOKENS: Final = 512
+# A token nearly always has at least this many characters.
 _CHARS_PER_TOKEN: Final = 2
-# An hour, less what the provider needs to begin with the rest.
+# An hour, less the time that the provider needs to begin with the rest.
 _READABLE_S: Final = 45 * 60.0
 
 

@@ -1,1 +1,1 @@
-"""Estimation: the calls, tokens, price and time of a run, from its plan, before anything is generated."""
+"""Estimation of the calls, tokens, cost and time of a run, from its plan, before anything is generated."""

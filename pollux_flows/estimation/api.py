@@ -1,4 +1,4 @@
-"""Estimates without Prefect: of what run_many would take, and of a table."""
+"""Estimates without Prefect: of a call of run_many, and of a table."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ async def estimate_many(
     reuse: Reuse = "run",
     max_age: float | timedelta | None = None,
 ) -> Estimate:
-    """Return what `run_many` is expected to take with these arguments: calls, tokens, cost and time.
+    """Estimate the calls, tokens, cost and time of `run_many` with these arguments.
 
-    With `each_source`, the prompts are about each source by itself, as in the flow `broadcast`. Where the provider
-    counts tokens, a sample of the calls is sent to its counter, which is free. Nothing is generated or uploaded.
+    With `each_source`, the prompts are asked about each source separately, as in the flow `broadcast`. If the provider
+    can count tokens, a sample of the calls is sent to its counter, which is free. Nothing is generated or uploaded.
     """
     if not isinstance(config, Config):
         raise ConfigurationError(f"config is a {type(config).__name__}.", hint="Pass Config(provider=…, model=…).")
@@ -52,7 +52,7 @@ async def estimate_many(
 async def estimate_table(
     table: str, spec: MapSpec, *, config: Config, terms: Terms, limit: int | None = None, id_column: str | None = None
 ) -> Estimate:
-    """Return what `map_rows` is expected to take for a table. Every row is read; nothing is generated or uploaded."""
+    """Estimate `map_rows` for a table. Every row is read; nothing is generated or uploaded."""
     spec.check()
     scanned = await asyncio.to_thread(
         scan_table, table, rows_per_chunk=ROWS_PER_CHUNK, limit=limit, need=spec.columns, id_column=id_column
@@ -61,5 +61,5 @@ async def estimate_table(
 
 
 async def estimate_scanned(scanned: Table, spec: MapSpec, config: Config, terms: Terms) -> Estimate:
-    """Return what `map_rows` is expected to take for a table that was scanned."""
+    """Estimate `map_rows` for a scanned table."""
     return await estimate_calls(await find_rows_work(scanned, spec, config, terms), config)

@@ -1,4 +1,4 @@
-"""Counting: the input tokens of a sample of calls, by the provider's own counter. It is free, and generates nothing."""
+"""Counting: have the provider count the input tokens of a sample of calls, which is free and generates nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Final
 from pollux_flows.config import Config
 from pollux_flows.errors import APIError, raise_if_error
 from pollux_flows.estimation.lengths import CHARACTERS_PER_TOKEN, Length, is_too_large
-from pollux_flows.estimation.work import Sampled
+from pollux_flows.estimation.work import SampledCall
 from pollux_flows.files.content import load
 from pollux_flows.files.mime import is_text_like
 from pollux_flows.pipeline.answers import Answers
@@ -28,35 +28,35 @@ from pollux_flows.providers.tokens import TokenCount
 _MOST_CALLS: Final = 20
 _MOST_BYTES: Final = 32 << 20
 _AT_ONCE: Final = 4
-# Sources up to so many bytes are sent with each call, larger ones with one.
+# Sources up to this size are sent with each call that is counted, larger ones only once.
 _SMALL: Final = 4_096
 _Group = tuple[int, tuple[int, ...]]
 
 
 @dataclass
 class Counts:
-    """The provider's counts of some calls, by their places in the sample, and why there are no more of them."""
+    """The provider's counts of some calls, by their places in the sample, and the error that stopped counting."""
 
     by_place: dict[int, TokenCount] = field(default_factory=dict)
     problem: str | None = None
 
 
-def make_request_body(sampled: Sampled, config: Config) -> dict[str, Any]:
-    """Return the request of a call, without the content of its sources; refuse what only a finished request shows."""
+def make_request_body(sampled: SampledCall, config: Config) -> dict[str, Any]:
+    """Return the request of a call, without the content of its sources. Raises if the request would be invalid."""
     plan, call = sampled
     sources = (plan.sources[index] for index in plan.sources_of(call))
-    pretended = tuple(Material(source, source.mime_type, text="") for source in sources)
-    made = _execution(plan, config).make_call(call, pretended, plan.options.cache_handle)
+    make_placeholders = tuple(Material(source, source.mime_type, text="") for source in sources)
+    made = _execution(plan, config).make_call(call, make_placeholders, plan.options.cache_handle)
     return find_provider(config.provider).generate.request(made)
 
 
 async def count_tokens(lengths: Sequence[Length], config: Config) -> Counts:
-    """Have the provider count up to twenty of these calls. Where it does not, the result says why."""
+    """Have the provider count up to twenty of these calls. If it cannot, the result says why."""
     if not lengths:
         return Counts()
     provider = find_provider(config.provider)
     if provider.tokens is None:
-        return Counts(problem=f"{config.provider} has no counter of tokens.")
+        return Counts(problem=f"{config.provider} cannot count tokens.")
     chosen = _choose(lengths)
     counts = Counts()
     async with open_session(config) as session, AsyncExitStack() as stack:
@@ -73,14 +73,14 @@ async def count_tokens(lengths: Sequence[Length], config: Config) -> Counts:
                 except APIError as error:
                     counts.problem = error.message
 
-        await count(chosen[0])  # a server without a counter is asked once
+        await count(chosen[0])  # alone, so that a server without a counter gets only one request
         for each in await asyncio.gather(*map(count, chosen[1:]), return_exceptions=True):
             raise_if_error(each)
     return counts
 
 
 def _choose(lengths: Sequence[Length]) -> list[int]:
-    """Return the places of calls of all lengths, the shortest and the longest included, within what may be sent."""
+    """Return the places of calls of all lengths, including the shortest and the longest, within the size limit."""
     order = sorted(range(len(lengths)), key=lambda place: lengths[place].tokens)
     for most in range(min(_MOST_CALLS, len(order)), 1, -1):
         chosen = [order[round(step * (len(order) - 1) / (most - 1))] for step in range(most)]
@@ -91,18 +91,18 @@ def _choose(lengths: Sequence[Length]) -> list[int]:
 
 
 def _group(length: Length) -> _Group:
-    """Return what the call may share with others: its plan, and the sources that it is about."""
+    """Return the plan and the sources of a call, which it may share with others."""
     plan, call = length.sampled
     return id(plan), tuple(plan.sources_of(call))
 
 
 def _execution(plan: Plan, config: Config) -> Execution:
-    """Return what makes the calls of a plan. It is never run."""
+    """Return an execution of the plan, which is only used to make its calls and never run."""
     return Execution(plan, config, Answers(config.target, Terms()), AsyncExitStack())
 
 
 class _Counter:
-    """Counts calls over one connection. Sources that several of them are about are sent once."""
+    """Counts calls over one connection. Sources that several calls share are sent once."""
 
     def __init__(self, session: Session, stack: AsyncExitStack, lengths: Sequence[Length]) -> None:
         self._session, self._stack = session, stack
@@ -111,7 +111,7 @@ class _Counter:
         self._sources: dict[_Group, asyncio.Task[int]] = {}
 
     async def count(self, length: Length) -> TokenCount | None:
-        """Return the count of this call; None if nothing of it can be counted."""
+        """Return the count of this call; None if it cannot be counted."""
         plan, planned = length.sampled
         if any(is_too_large(plan, index) for index in range(plan.own_sources, len(plan.sources))):
             return None
@@ -124,7 +124,7 @@ class _Counter:
         return count and TokenCount(sources + count.input_tokens, count.cached_tokens)
 
     async def _count_sources(self, length: Length) -> int:
-        """Return how many tokens a call has more with its sources than without."""
+        """Return how many tokens the sources add to a call."""
         complete, bare = await self._count(length), await self._count(length, with_sources=False)
         return complete.input_tokens - bare.input_tokens if complete and bare else 0
 
@@ -148,7 +148,7 @@ class _Counter:
         )
 
     async def _make_material(self, plan: Plan, index: int, attachments: Attachments) -> Material:
-        """Return a source as it is sent, or with its content where it would be an uploaded file."""
+        """Return a source as it is sent, but with its content instead of an uploaded file."""
         content = plan.contents[index]
         if content is None or delivery_of(plan, index) != "upload":
             (material,) = await attachments.materials([index])

@@ -1,4 +1,4 @@
-"""Estimate: what a run is expected to take, where each number comes from, and how people read it."""
+"""Estimate: the expected calls, tokens, cost and time of a run, and their presentation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HOUR_S: Final = 3600
 
 
 class Amount(Record):
-    """A number that is not known yet: the least, the expected and the most of it."""
+    """An estimated number: its lowest, expected and worst value."""
 
     low: int | float | None = None
     expected: int | float | None = None
@@ -25,7 +25,7 @@ class Amount(Record):
 
 
 class Estimate(Record):
-    """The calls, tokens, cost and time that a run is expected to take. Nothing was generated for it."""
+    """The expected calls, tokens, cost and time of a run. Nothing was generated for it."""
 
     target: Target = Field(description="The provider and the model that would be asked.")
     calls: int = Field(description="How many calls the run makes.")
@@ -44,8 +44,8 @@ class Estimate(Record):
     assumptions: list[str] = Field(description="Where each number comes from.")
 
 
-class Row(NamedTuple):
-    """A line of the table."""
+class EstimateRow(NamedTuple):
+    """A row of the table of amounts."""
 
     name: str
     low: str
@@ -53,20 +53,20 @@ class Row(NamedTuple):
     worst: str
 
 
-def make_table(estimate: Estimate) -> list[Row]:
-    """Return the rows of the amounts."""
+def make_table(estimate: Estimate) -> list[EstimateRow]:
+    """Return the table of the amounts, row by row."""
     now, batch, duration = estimate.cost_usd, estimate.batch_cost_usd, estimate.duration_s
     return [
         _row("Input tokens", estimate.input_tokens),
         _row("Output tokens", estimate.output_tokens),
-        Row("Cost now", *map(_money, (now.low, now.expected, now.worst))),
-        Row("Cost as a batch", *map(_money, (batch.low, batch.expected, batch.worst))),
-        Row("Time", *map(_time, (duration.low, duration.expected, duration.worst))),
+        EstimateRow("Cost now", *map(_money, (now.low, now.expected, now.worst))),
+        EstimateRow("Cost as a batch", *map(_money, (batch.low, batch.expected, batch.worst))),
+        EstimateRow("Time", *map(_time, (duration.low, duration.expected, duration.worst))),
     ]
 
 
 def describe_calls(estimate: Estimate) -> str:
-    """Return how many calls there are, and how many of them would be asked."""
+    """Return a phrase about the number of calls and how many of them would be asked."""
     every = "" if estimate.to_ask == estimate.calls else f"of {estimate.calls:,} "
     parts = [f"{estimate.to_ask:,} {every}{'call' if estimate.calls == 1 else 'calls'} to ask"]
     parts += [f"{estimate.reused:,} answered already"] if estimate.reused else []
@@ -78,7 +78,7 @@ def describe_calls(estimate: Estimate) -> str:
 
 
 def describe_cost(estimate: Estimate) -> str:
-    """Return the expected cost and the range that it is in, in a few words."""
+    """Return a phrase about the expected cost and its range."""
     cost = estimate.cost_usd
     if cost.expected is None:
         return f"cost unknown: {cost.unknown}"
@@ -89,7 +89,7 @@ def describe_cost(estimate: Estimate) -> str:
 
 
 def list_unknowns(estimate: Estimate) -> list[str]:
-    """Return why some of the amounts are not known, each reason once."""
+    """Return the reasons why some of the amounts are unknown, each once."""
     amounts = (
         estimate.input_tokens,
         estimate.output_tokens,
@@ -100,8 +100,8 @@ def list_unknowns(estimate: Estimate) -> list[str]:
     return list(dict.fromkeys(amount.unknown for amount in amounts if amount.unknown is not None))
 
 
-def _row(name: str, amount: Amount) -> Row:
-    return Row(
+def _row(name: str, amount: Amount) -> EstimateRow:
+    return EstimateRow(
         name, *(UNKNOWN if each is None else f"{each:,}" for each in (amount.low, amount.expected, amount.worst))
     )
 

@@ -1,4 +1,4 @@
-"""Estimating: a run's tokens, price and time, from its calls. The provider only counts tokens, which is free."""
+"""Estimating: estimate the tokens, cost and time of a run from its calls. Nothing is generated or uploaded."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from pollux_flows.pricing import price_table
 from pollux_flows.result import Outcome
 
 _MINUTE_S: Final = 60.0
-_NOTHING_TO_COUNT: Final = "All of it would have to be uploaded to be counted."
+_NOTHING_TO_COUNT: Final = "Counting would require uploads."
 
 
 async def estimate_plan(plan: Plan, config: Config, terms: Terms | None = None) -> Estimate:
-    """Return what the calls of a plan are expected to take on these terms. Nothing is generated or uploaded."""
+    """Estimate the calls of a plan on these terms. Nothing is generated or uploaded."""
     return await estimate_calls(await find_work(plan, terms or Terms()), config)
 
 
 async def estimate_calls(work: Work, config: Config) -> Estimate:
-    """Return what these calls are expected to take, from a sample of them. Nothing is generated or uploaded."""
+    """Estimate these calls from a sample of them. Nothing is generated or uploaded."""
     if not work.sample:
         return _estimate_nothing(work, config)
     options, body = work.sample[0].plan.options, make_request_body(work.sample[0], config)
@@ -66,14 +66,14 @@ def _estimate_nothing(work: Work, config: Config) -> Estimate:
         cost_usd=usd,
         batch_cost_usd=usd,
         duration_s=usd,
-        caching="Nothing is to be asked.",
+        caching="There is nothing to ask.",
         counted=0,
         assumptions=[],
     )
 
 
 def _count_calls(work: Work, config: Config) -> dict[str, Any]:
-    """Return the fields of an estimate that its work says."""
+    """Return the fields of an estimate that come from its work."""
     return {
         "target": config.target,
         "calls": work.calls,
@@ -88,11 +88,11 @@ def _count_calls(work: Work, config: Config) -> dict[str, Any]:
 def _advise_caching(work: Work, config: Config) -> str:
     plan = work.only_plan
     if plan is None:
-        return "Not looked at: a table's rows share no sources."
+        return "Caching was not considered: the rows of a table share no sources."
     choice = plan_cache(plan, [each.call for each in work.sample], config.request_concurrency).cache_choice
     if choice is None or choice.mode == "none":
-        return f'cache="auto" would cache nothing: {choice.why if choice else "it is not known why"}.'
-    return f'cache="auto" pays: {choice.why}.'
+        return f'cache="auto" would cache nothing: {choice.why if choice else "the reason is unknown"}.'
+    return f'cache="auto" is cheaper: {choice.why}.'
 
 
 def _list_assumptions(
@@ -101,27 +101,27 @@ def _list_assumptions(
     is_routed = config.provider == "openrouter"
     counted, sampled, asked = len(counts.by_place), len(work.sample), work.to_ask
     if not counted:
-        yield f"Input: by length, {CHARACTERS_PER_TOKEN} characters a token. {counts.problem or _NOTHING_TO_COUNT}"
+        yield f"Input: by length, {CHARACTERS_PER_TOKEN} characters per token. {counts.problem or _NOTHING_TO_COUNT}"
     elif counted == asked:
         yield f"Input: {config.provider} has counted the tokens of every call."
     else:
-        how = "from the shortest to the longest; the others are in proportion to their length"
+        how = "from the shortest to the longest; the others are estimated by their length"
         yield f"Input: {config.provider} has counted the tokens of {counted} of {asked:,} calls, {how}."
         if counts.problem:
-            yield f"It has not counted more: {counts.problem}"
+            yield f"Counting stopped: {counts.problem}"
     if sampled != asked:
-        yield f"{sampled:,} calls stand for all {asked:,}."
+        yield f"A sample of {sampled:,} calls represents all {asked:,}."
     yield from work.why
     yield from describe_sources(work.sample)
     yield from answer.why
     if prefixes.why:
         yield prefixes.why
-    routes = ", in which OpenRouter's are those of the model: a route may cost more" if is_routed else ""
+    routes = ", with OpenRouter's price for the model; a route may cost more" if is_routed else ""
     yield f"Prices: {price_table()}{routes}."
 
 
 def _estimate_duration(work: Work, config: Config, tokens_in: Amount, tokens_out: Amount) -> tuple[Amount, list[str]]:
-    """Return the time that the calls take, and what it is assumed from. The slowest limit counts."""
+    """Estimate the time of the calls, by the slowest of their limits, and return the assumptions."""
     waits: list[Callable[[float], float]] = []
     why = []
     latency = _find_latency(work.earlier)
@@ -135,7 +135,7 @@ def _estimate_duration(work: Work, config: Config, tokens_in: Amount, tokens_out
     if (tokens := config.tokens_per_minute) is not None:
         waits.append(lambda used: used / tokens * _MINUTE_S)
         why.append(f"Time: at most {tokens:,} tokens a minute.")
-    missing = f"How long {config.model} takes to answer is not known: the journal has no answers to such prompts."
+    missing = f"The time {config.model} takes to answer is unknown: the journal has no answers to these prompts."
     if not waits:
         return Amount(unknown=missing), why
 
@@ -151,6 +151,6 @@ def _estimate_duration(work: Work, config: Config, tokens_in: Amount, tokens_out
 
 
 def _find_latency(earlier: Sequence[Outcome]) -> float | None:
-    """Return how long an answer takes, on average."""
+    """Return the mean duration of earlier answers; None if there are none."""
     seconds = [each.duration_s for each in earlier if each.duration_s > 0]
     return math.fsum(seconds) / len(seconds) if seconds else None

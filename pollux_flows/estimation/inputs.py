@@ -1,4 +1,4 @@
-"""Inputs: the input tokens of all calls, from the counts of a few."""
+"""Inputs: the input tokens of all calls, extrapolated from the counts of a few."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pollux_flows.estimation.estimate import Amount
 from pollux_flows.estimation.lengths import Length
 from pollux_flows.estimation.prefixes import Prefixes
 
-# How far tokens may be from a count by length: less for plain English, more for code and for other scripts.
+# The range of actual tokens relative to an estimate by length: fewer in plain English, more in code and other scripts.
 _FEWER: Final = 0.75
 _MORE: Final = 2.0
-# Calls are priced in so many groups of similar length: some prices depend on the length of the prompt.
+# Calls are priced in groups of similar length, as some prices depend on the length of the prompt.
 _GROUPS: Final = 64
 
 
@@ -25,9 +25,9 @@ class InputGroup(NamedTuple):
     calls: int
     tokens: float
     read: float
-    """Of them, read from a cache."""
+    """The tokens that are read from a cache."""
     written: float
-    """Of them, written to a cache."""
+    """The tokens that are written to a cache."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,17 @@ class Inputs:
 
     expected: Sequence[float]
     prompts: Sequence[float]
-    """Those of them that no other call shares."""
+    """The tokens that no other call shares."""
     cached: float
-    """Those of each call that are in the cache which the options name."""
+    """The tokens of each call that are in the cache of the options."""
     low: float
-    """As a share of the expected ones."""
+    """The lowest number of tokens, as a factor of the expected one."""
     worst: float
+    """The highest number of tokens, as a factor of the expected one."""
 
     @classmethod
     def of(cls, lengths: Sequence[Length], counts: Counts) -> Inputs:
-        """Extrapolate from the calls that were counted, by length, to the others."""
+        """Extrapolate by length from the counted calls to the others."""
         counted = counts.by_place
         by_length = math.fsum(lengths[place].countable for place in counted)
         if not by_length:
@@ -71,7 +72,7 @@ class Inputs:
         )
 
     def total(self, scale: float) -> Amount:
-        """Return the sum, where each call stands for so many."""
+        """Return the sum over all calls, each of which represents `scale` calls."""
         tokens = math.fsum(self.expected) * scale
         return Amount(low=round(tokens * self.low), expected=round(tokens), worst=round(tokens * self.worst))
 

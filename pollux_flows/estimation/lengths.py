@@ -1,4 +1,4 @@
-"""Lengths: the input tokens of calls, by the length of what they send. Nothing is read or sent for it."""
+"""Lengths: estimate the input tokens of calls from the length of their input, without reading or sending anything."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from dataclasses import dataclass
 from typing import Final
 
 from pollux_flows.caching.auto import estimate_tokens
-from pollux_flows.estimation.work import Sampled
+from pollux_flows.estimation.work import SampledCall
 from pollux_flows.pipeline.attach import delivery_of
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.plain import canonical
 
 CHARACTERS_PER_TOKEN: Final = 4
-# A page at an address: some take a hundred tokens, some a hundred thousand.
+# Assumed for a page at an address, which may have a hundred tokens or a hundred thousand.
 ADDRESS_TOKENS: Final = 1_000
 LARGEST_SENT: Final = 8 << 20
-"""The most bytes of a file that is sent along to be counted, although the call would upload it."""
+"""The largest file, in bytes, that is sent to the counter although the call would upload it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """The input tokens of one call, by length."""
+    """The estimated input tokens of one call, by length."""
 
-    sampled: Sampled
+    sampled: SampledCall
     countable: float
-    """Of what the provider can count."""
+    """The tokens that the provider can count."""
     prompt: float
-    """Of the prompt, which is a part of that."""
+    """The tokens of the prompt, which are part of `countable`."""
     uploads: float
-    """Of files that are too large to be counted without an upload."""
+    """The tokens of files that are too large to be counted without an upload."""
     shared: int
-    """The bytes of the sources that it takes to have the call counted."""
+    """The bytes of sources that must be sent to count the call."""
 
     @property
     def tokens(self) -> float:
@@ -40,19 +40,19 @@ class Length:
 
 
 class _PlanLengths:
-    """The lengths of what the calls of one plan share, each measured once."""
+    """The lengths of the calls of one plan. Shared input is measured once."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        options, said = plan.options, plan.said.turns
-        texts = [options.system_instruction or "", *(turn.content or "" for turn in said)]
+        options, history = plan.options, plan.history.turns
+        texts = [options.system_instruction or "", *(turn.content or "" for turn in history)]
         schema = options.response_json_schema()
         values = [value for value in (options.tools, schema) if value]
         characters = sum(map(len, texts)) + sum(len(canonical(value)) for value in values)
         self._characters = characters
         self._sums: dict[tuple[int, ...], tuple[float, float, int]] = {}
 
-    def measure(self, sampled: Sampled) -> Length:
+    def measure(self, sampled: SampledCall) -> Length:
         sources = tuple(self._plan.sources_of(sampled.call))
         if sources not in self._sums:
             parts = list(map(self._of_source, sources))
@@ -74,7 +74,7 @@ class _PlanLengths:
         return tokens, 0.0, len(source.text or "") if content is None else content.size_bytes
 
 
-def measure_calls(sample: Sequence[Sampled]) -> list[Length]:
+def measure_calls(sample: Sequence[SampledCall]) -> list[Length]:
     """Return the lengths of these calls, in their order."""
     plans: dict[int, _PlanLengths] = {}
     lengths = []
@@ -86,13 +86,13 @@ def measure_calls(sample: Sequence[Sampled]) -> list[Length]:
 
 
 def is_too_large(plan: Plan, index: int) -> bool:
-    """Return whether a source would have to be uploaded to be counted; a smaller one can be sent along."""
+    """Return whether a source would have to be uploaded to be counted; a smaller one can be sent to the counter."""
     content = plan.contents[index]
     return content is not None and content.size_bytes > LARGEST_SENT and delivery_of(plan, index) == "upload"
 
 
-def describe_sources(sample: Sequence[Sampled]) -> list[str]:
-    """Return what is assumed about sources whose length is not counted, or not known."""
+def describe_sources(sample: Sequence[SampledCall]) -> list[str]:
+    """Return the assumptions about sources whose length is not counted, or unknown."""
     kinds: Counter[str] = Counter()
     seen: set[tuple[int, int]] = set()
     for plan, call in sample:
@@ -111,7 +111,7 @@ def describe_sources(sample: Sequence[Sampled]) -> list[str]:
         )
     if number := kinds["address"]:
         found.append(
-            f"{number} of the sources are at an address that the provider opens. Where it does not count them, "
+            f"{number} of the sources are at an address that the provider opens. If it does not count them, "
             f"{ADDRESS_TOKENS:,} tokens are assumed for each."
         )
     return found

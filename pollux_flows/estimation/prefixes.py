@@ -1,7 +1,7 @@
-"""Prefixes: the input that prompt caching reads and writes, where the provider or the options cache it.
+"""Prefixes: estimate the input that prompt caching reads and writes.
 
-Of calls that begin alike, the first ones write and the others read. With `implicit_caching="warm"` a single one goes
-first, else as many as are under way at once.
+Of calls with the same prefix, the first ones write it and the others read it. With `implicit_caching="warm"` a single
+call goes first, otherwise as many as are in flight at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pollux_flows.estimation.work import Work
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.prefix import OPENAI_LEAST, caches_prefix, goes_warm
 
-# Where it is not known from how many tokens on a model caches.
+# Assumed where the fewest tokens that a model caches are unknown.
 _HIGHEST_MINIMUM: Final = 4_096
 
 
@@ -35,23 +35,23 @@ class Tokens(Protocol):
 
 @dataclass(frozen=True)
 class Prefixes:
-    """The tokens of each call that prompt caching reads and writes, on average over the calls that begin alike."""
+    """The tokens of each call that prompt caching reads and writes, as means over calls with the same prefix."""
 
     read: Sequence[float]
     written: Sequence[float]
     why: str | None = None
     is_warm: bool = False
-    """True if a first call writes for all others, as it does in batches, too."""
+    """True if a first call writes for all others, which also works in batches."""
     writes_all: bool = False
-    """True if each call pays for writing all that it sends, and not only what others may read."""
+    """True if each call pays for writing its entire input, not only the prefix that others may read."""
 
     def read_nothing(self) -> Prefixes:
-        """Return the worst case: each call writes what it could have read."""
+        """Return the worst case: each call writes the tokens that it could have read."""
         written = [read + written for read, written in zip(self.read, self.written, strict=True)]
         return replace(self, read=[0.0] * len(written), written=written)
 
     def in_batch(self) -> Prefixes:
-        """Return what the calls of a batch read and write: none of them waits for another."""
+        """Return the prefixes of a batch, in which no call waits for another."""
         if self.is_warm:
             return self
         alone = self.read_nothing()
@@ -59,7 +59,7 @@ class Prefixes:
 
 
 def find_prefixes(work: Work, inputs: Tokens, config: Config) -> Prefixes:
-    """Return what prompt caching takes from the calls of the sample."""
+    """Estimate the prompt caching of the calls of the sample."""
     read, written = [0.0] * len(work.sample), [0.0] * len(work.sample)
     plan = work.sample[0].plan
     if not (plan.target.provider == "openai" or caches_prefix(plan)):
@@ -70,7 +70,7 @@ def find_prefixes(work: Work, inputs: Tokens, config: Config) -> Prefixes:
         written = [tokens if tokens >= minimum else 0.0 for tokens in inputs.expected]
     for places in _find_alike(work):
         calls = len(places) * work.scale
-        # A call that shares nothing writes all that it sends, for the next turn.
+        # A call that shares nothing writes its entire input, for the next turn.
         own = 0.0 if calls > 1 else inputs.prompts[places[0]]
         tokens = min(inputs.expected[place] - inputs.prompts[place] - inputs.cached for place in places) + own
         if tokens < minimum:
@@ -81,16 +81,16 @@ def find_prefixes(work: Work, inputs: Tokens, config: Config) -> Prefixes:
             written[place] = inputs.expected[place] - read[place] if writes_all else tokens * first
     if any(read):
         who = "first call" if goes_warm(plan) else f"first {config.request_concurrency} calls"
-        why = f"Prompt caching: the {who} about the same sources write what the others read."
+        why = f"Prompt caching: the {who} about the same sources write to the cache, and the others read from it."
     elif any(written) and (writes_all or plan.target.provider == "anthropic"):
-        why = "Prompt caching: calls write what they send, which costs more."
+        why = "Prompt caching: calls write their input to the cache, which costs more."
     else:
         why = None
     return Prefixes(read, written, why, goes_warm(plan), writes_all)
 
 
 def _find_alike(work: Work) -> list[list[int]]:
-    """Return the places of calls that begin alike; none where each has sources, or a plan, of its own."""
+    """Return groups of the places of calls with the same prefix; none if each has its own sources or plan."""
     plans = {id(each.plan) for each in work.sample}
     if len(plans) > 1 or any(each.call.sources is not None for each in work.sample):
         return []
@@ -101,7 +101,7 @@ def _find_alike(work: Work) -> list[list[int]]:
 
 
 def _find_minimum(plan: Plan) -> int:
-    """Return from how many tokens on a prefix is cached."""
+    """Return the fewest tokens of a prefix that is cached."""
     if plan.target.provider == "openai":
         return OPENAI_LEAST
     return claude.cache_minimum(plan.target.model) or _HIGHEST_MINIMUM

@@ -1,4 +1,4 @@
-"""Prices: what the calls to ask cost, now and as a batch."""
+"""Prices: the cost of the calls to ask, now and as a batch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Prices:
         return Amount(low=low.usd, expected=expected.usd, worst=worst.usd, unknown=unknown)
 
     def _find_batch_refusal(self) -> str | None:
-        """Return why these calls cannot be submitted as a batch, or None if they can."""
+        """Return the reason why these calls cannot be submitted as a batch, or None if they can."""
         try:
             capabilities.check_deferred(self.target, self.options)
         except ConfigurationError as error:
@@ -49,7 +49,7 @@ class Prices:
         return None
 
     def _add(self, factor: float, output: float, prefixes: Prefixes, *, batch: bool) -> Cost:
-        """Return the cost of all calls, with input tokens times the factor and so many of output."""
+        """Return the cost of all calls, with input tokens times the factor and `output` tokens each."""
         costs = []
         for group in self.inputs.group(prefixes):
             cost = self._price_call(group, factor, output, batch=batch)
@@ -61,7 +61,7 @@ class Prices:
     def _price_call(self, group: InputGroup, factor: float, output: float, *, batch: bool) -> Cost:
         """Return the price of a call of this group, as if it had been answered."""
         sent = round(group.tokens * factor)
-        if self.target.provider == "openrouter":  # which says what it charged only with the answer
+        if self.target.provider == "openrouter":  # its actual price is only reported with the answer
             return cost_at_most(self.target, sent, round(output))
         written = min(round(group.written * factor), sent)
         usage = {

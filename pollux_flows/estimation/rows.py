@@ -1,4 +1,4 @@
-"""Rows: the work in a table. It is read through a chunk at a time, and a sample of its rows is estimated."""
+"""Rows: the work of a table, which is read chunk by chunk, and a sample of whose rows is estimated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pollux_flows.config import Config
-from pollux_flows.estimation.work import MOST_EARLIER, Sampled, Work, load_earlier, spread
+from pollux_flows.estimation.work import MOST_EARLIER, SampledCall, Work, load_earlier, spread
 from pollux_flows.mapping.questions import Question, Questions, plan_questions, read_questions
 from pollux_flows.mapping.spec import MapSpec
 from pollux_flows.pipeline.plan import Plan
@@ -20,30 +20,30 @@ from pollux_flows.tables.template import RowError
 
 ROWS_PER_CHUNK: Final = 1_000
 _SAMPLE: Final = 1_000
-# The files in a source column are opened for so many rows.
+# The number of rows whose source files are opened.
 _SAMPLE_WITH_SOURCES: Final = 200
 _DIGEST_BYTES: Final = 16
 
 
 async def find_rows_work(table: Table, spec: MapSpec, config: Config, terms: Terms) -> Work:
-    """Return the rows of a table that would be asked on these terms, as a sample that stands for all of them.
+    """Return the rows of a table that would be asked on these terms, as a sample that represents all of them.
 
-    Every row is read. With source columns, only the sources of the sample are opened, so that how many rows are
-    answered already is known for the sample only.
+    Every row is read. With source columns, only the sources of the sample are opened, so the number of rows that are
+    answered already is extrapolated from the sample.
     """
     survey = _Survey(spec, table.rows)
     for chunk in table.chunks:
         new = await asyncio.to_thread(survey.read, chunk)
         with spec.restrict():
             await survey.plan(chunk, new, config, terms)
-    # What is asked again has been answered before: by another run, or too long ago to be reused.
-    again = await load_earlier(spread([each.call for each in survey.sample], MOST_EARLIER))
-    return survey.work(list(again.values()))
+    # Earlier answers to the same calls, of another run or too old to be reused.
+    earlier = await load_earlier(spread([each.call for each in survey.sample], MOST_EARLIER))
+    return survey.work(list(earlier.values()))
 
 
 @dataclass
 class _Survey:
-    """Counts the rows that were read, and samples those to ask."""
+    """Counts the rows of a table, and collects a sample of those to ask."""
 
     spec: MapSpec
     rows: int
@@ -52,22 +52,22 @@ class _Survey:
     reused: int = 0
     looked_up: int = 0
     missing: int = 0
-    sample: list[Sampled] = field(default_factory=list)
+    sample: list[SampledCall] = field(default_factory=list)
     earlier: list[Outcome] = field(default_factory=list)
     _seen: set[bytes] = field(default_factory=set)
     _shared: Plan | None = None
 
     def read(self, chunk: Chunk) -> list[Question]:
-        """Read a chunk, and return the questions of it that no row before has asked."""
+        """Read a chunk, and return its questions that no earlier row has asked."""
         questions = read_questions(read_chunk(chunk, self.spec.columns), self.spec)
         refused = sum(isinstance(place, RowError) for place in questions.places)
-        new = list(self._find_new(questions.asked))
+        new = list(self._find_new(questions.distinct))
         self.unusable += refused
         self.duplicates += len(questions.places) - refused - len(new)
         return new
 
     async def plan(self, chunk: Chunk, new: list[Question], config: Config, terms: Terms) -> None:
-        """Plan the calls of these questions, or of some, and look up their answers; add some of them to the sample."""
+        """Plan the calls of these questions, or of some, look up their answers, and add calls to the sample."""
         has_sources = bool(self.spec.source_columns)
         step = max(1, self.rows // (_SAMPLE_WITH_SOURCES if has_sources else _SAMPLE))
         picked = [each for each in new if (chunk.first_row + each.row) % step == 0] if has_sources else new
@@ -79,18 +79,18 @@ class _Survey:
         self.looked_up += len(picked)
         self.reused += len(found)
         self.earlier += list(found.values())[: MOST_EARLIER - len(self.earlier)]
-        if has_sources:  # of those that cannot be read, each stands for others
+        if has_sources:  # each source that cannot be read represents others
             self.unusable += (len(picked) - len(plan.calls)) * len(new) // len(picked)
         missing = [call for call in plan.calls if call.identity not in found]
         calls = [call for number, call in enumerate(missing, start=self.missing) if has_sources or number % step == 0]
         self.missing += len(missing)
         part = plan.model_construct(**{**dict(plan), "calls": calls})
-        # Rows without sources of their own are calls of one plan.
+        # Rows without sources share one plan.
         self._shared = self._shared or part
-        self.sample += [Sampled(part if has_sources else self._shared, call) for call in calls]
+        self.sample += [SampledCall(part if has_sources else self._shared, call) for call in calls]
 
-    def work(self, again: Sequence[Outcome]) -> Work:
-        """Return the work, with numbers for all rows; `again` are earlier answers to rows of the sample."""
+    def work(self, earlier: Sequence[Outcome]) -> Work:
+        """Return the work, with numbers for all rows; `earlier` are earlier answers to rows of the sample."""
         usable = self.rows - self.unusable - self.duplicates
         is_complete = self.looked_up == usable
         share = self.reused / self.looked_up if self.looked_up else 0.0
@@ -104,7 +104,7 @@ class _Survey:
             reused=reused,
             unusable=self.unusable,
             why=why,
-            earlier=again or self.earlier,
+            earlier=earlier or self.earlier,
         )
 
     def _find_new(self, asked: Iterable[Question]) -> Iterator[Question]:

@@ -1,4 +1,4 @@
-"""The size of an answer that fits a JSON Schema, in characters of JSON."""
+"""Schema size: the length of an answer that fits a JSON Schema, in characters of JSON."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, Final
 Schema = Mapping[str, Any]
 
 TEXT_CHARACTERS: Final = 80
-"""Assumed for a text of any length: a short sentence."""
+"""Assumed for a text without a length limit: a short sentence."""
 ITEMS: Final = 3
-"""Assumed for a list, or a map, of any length."""
+"""Assumed for a list or a map without a length limit."""
 _KEY_CHARACTERS: Final = 10
 _DEEPEST: Final = 12
-_PUNCTUATION: Final = 2  # of a text, a list or an object; and of what stands between two of them
+_PUNCTUATION: Final = 2  # the quotes or brackets of a text, a list or an object
 _FORMATS: Final = {
     "date": 10,
     "time": 9,
@@ -41,7 +41,7 @@ class Size:
 
 
 def size_of_answer(schema: Schema) -> Size:
-    """Return how long an answer in this schema is expected to be, and how short it may be."""
+    """Return the expected and the least length of an answer in this schema."""
     return _Measure(schema).measure(schema, 0)
 
 
@@ -57,9 +57,9 @@ class _Measure:
         if "$ref" in schema:
             return self.measure(self._target(schema["$ref"]), depth + 1)
         if "const" in schema:
-            return _fixed([schema["const"]])
+            return _constant_size([schema["const"]])
         if values := schema.get("enum"):
-            return _fixed(values)
+            return _constant_size(values)
         if parts := schema.get("allOf"):
             sizes = [self.measure(part, depth + 1) for part in parts]
             return max(sizes, key=lambda size: size.expected)
@@ -115,11 +115,11 @@ class _Measure:
 
 
 def _entry(name: int) -> Size:
-    """Return the size of a name with its quotes, the colon and the comma."""
+    """Return the size of a key with its quotes, the colon and the comma."""
     return Size(name + 4.0, name + 4.0)
 
 
-def _fixed(values: list[Any]) -> Size:
+def _constant_size(values: list[Any]) -> Size:
     lengths = [len(json.dumps(value, ensure_ascii=False)) for value in values]
     return Size(sum(lengths) / len(lengths), float(min(lengths)))
 

@@ -1,4 +1,4 @@
-"""Work: the calls to estimate, as far as they would be asked."""
+"""Work: the calls of a run that would be asked, and earlier answers to them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pollux_flows.result import Outcome
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.store import open_store
 
-# Each record holds an entire answer: so many are in memory at a time.
+# Records are loaded in portions, as each holds an entire answer.
 _AT_ONCE: Final = 500
 MOST_EARLIER: Final = 200
-"""So many earlier answers are enough to learn from."""
+"""The most earlier answers that an estimate is derived from."""
 
 
-class Sampled(NamedTuple):
+class SampledCall(NamedTuple):
     """A call that would be asked, and the plan that it is part of."""
 
     plan: Plan
@@ -28,12 +28,12 @@ class Sampled(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """The calls of a run. For a table, `sample` stands for all rows to ask: evenly chosen, a plan for each if need be.
+    """The calls of a run. For a table, `sample` is an even selection of all rows to ask.
 
-    `earlier` are outcomes of calls like these, from which the length and the duration of answers are learned.
+    `earlier` are outcomes of the same calls, from which the length and the duration of answers are estimated.
     """
 
-    sample: Sequence[Sampled]
+    sample: Sequence[SampledCall]
     calls: int
     to_ask: int
     duplicates: int = 0
@@ -45,12 +45,12 @@ class Work:
 
     @property
     def scale(self) -> float:
-        """How many calls to ask each one of the sample stands for."""
+        """The number of calls to ask that each call of the sample represents."""
         return self.to_ask / len(self.sample) if self.sample else 0.0
 
     @property
     def only_plan(self) -> Plan | None:
-        """Return the plan of all calls to ask, unless the sample stands for others."""
+        """The plan of all calls to ask; None if there are several, or if the sample represents further calls."""
         plans = {id(each.plan): each.plan for each in self.sample}
         return next(iter(plans.values())) if len(plans) == 1 and self.to_ask == len(self.sample) else None
 
@@ -66,27 +66,27 @@ async def find_work(plan: Plan, terms: Terms) -> Work:
             reused |= {call.index for call in calls if call.identity in found}
             earlier += list(found.values())[: MOST_EARLIER - len(earlier)]
     to_ask = [call for call in plan.calls if call.index not in reused]
-    # What is asked again has been answered before: by another run, or too long ago to be reused.
-    again = list((await load_earlier(spread(to_ask, MOST_EARLIER))).values())
+    # Earlier answers to the same calls, of another run or too old to be reused.
+    latest = list((await load_earlier(spread(to_ask, MOST_EARLIER))).values())
     return Work(
-        sample=[Sampled(plan, call) for call in to_ask],
+        sample=[SampledCall(plan, call) for call in to_ask],
         calls=len(plan.calls),
         to_ask=len(to_ask),
         duplicates=sum(call.occurrence > 0 for call in plan.calls),
         reused=len(reused),
-        earlier=again or earlier,
+        earlier=latest or earlier,
     )
 
 
 async def load_earlier(calls: Sequence[PlannedCall], max_age_s: float | None = None) -> dict[str, Outcome]:
-    """Return the latest answers to these calls in any run, by identity. Nothing is written."""
+    """Return the latest answers to these calls of any run, by identity. Nothing is written."""
     journal = Journal(open_store(), uuid4().hex)
     found = await journal.load_reusable([call.identity for call in calls], max_age_s)
     return {identity: outcome for identity, outcome in found.items() if outcome.problem is None}
 
 
 def spread(calls: Sequence[PlannedCall], most: int) -> Sequence[PlannedCall]:
-    """Return at most so many of these calls, evenly spread, the first and the last included."""
+    """Return at most `most` of these calls, evenly spread, including the first and the last."""
     if len(calls) <= most:
         return calls
     return [calls[round(place * (len(calls) - 1) / (most - 1))] for place in range(most)]

@@ -1,1 +1,1 @@
-"""Opening, reading and hashing the files that sources point to."""
+"""Opening, reading and hashing the files of sources."""

@@ -1,4 +1,4 @@
-"""Content: reads and hashes the files that sources point to, as streams and off the event loop."""
+"""Content: reads and hashes the files of sources, as streams and off the event loop."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from typing import Final, TypeVar, cast
 
 from pydantic import Field
 
-from pollux_flows.address import shown_file
+from pollux_flows.address import redact_location
 from pollux_flows.document import Record
 from pollux_flows.errors import PolluxError, SourceError, raise_if_error
 from pollux_flows.files import mime
 from pollux_flows.files.file_threads import THREADS, Pulse, run_and_wait, run_on_thread
-from pollux_flows.files.place import PIECE, Opened, is_stream, opened, pieces, version
+from pollux_flows.files.place import PIECE, BinaryFile, is_stream, open_binary, pieces, version
 from pollux_flows.source import Source
 from pollux_flows.state.content_cache import ContentCache, open_content_cache
 from pollux_flows.state.identity import digest
 
 T = TypeVar("T")
 
-# Raise it when the same bytes come to be read as something else: cached contents are then ignored.
+# Raise it when the same bytes are to be interpreted differently: cached contents are then ignored.
 _READING: Final = 2
 _log: Final = logging.getLogger("pollux_flows")
 
 
 class Content(Record):
-    """The facts about a file's content: equal for equal content, whatever its name."""
+    """The hash, size and type of a file's content, which do not depend on its name."""
 
-    sha256: str = Field(description="Its hash.")
-    size_bytes: int = Field(description="Its length.")
-    mime_type: str = Field(description="What it is, by its content where its name says nothing or lies.")
-    utf8: bool | None = Field(default=None, description="Whether all of it is UTF-8; None if not checked.")
+    sha256: str = Field(description="The hash of the content.")
+    size_bytes: int = Field(description="The length of the content.")
+    mime_type: str = Field(description="The type of the file, from its content if its name has none or a wrong one.")
+    utf8: bool | None = Field(default=None, description="Whether the content is valid UTF-8; None if not checked.")
 
 
 async def examine(
@@ -80,13 +80,13 @@ class HashingReader(io.BufferedIOBase):
     """
 
     size_bytes: int | None = None
-    """The length that it must have. An earlier end is an EOFError: google-genai would send the rest for ever."""
+    """The required length. An earlier end raises an EOFError, as google-genai would never stop sending."""
 
-    def __init__(self, file: Opened, name: str) -> None:
+    def __init__(self, file: BinaryFile, name: str) -> None:
         self._file, self._name = file, name
         self._hash = hashlib.sha256()
         self._position = 0
-        # A piece read ahead: SDKs read in small steps, and each read of the file itself takes a thread.
+        # A buffer, as SDKs read in small steps, and each read of the file itself takes a thread.
         self._ahead = memoryview(b"")
         self._hangs = False
 
@@ -123,16 +123,16 @@ class HashingReader(io.BufferedIOBase):
         return True
 
     def close(self) -> None:
-        if not self.closed and not self._hangs:  # a file that hangs in a read would hang here, too
+        if not self.closed and not self._hangs:  # closing a file that hangs in a read would hang as well
             self._file.close()
         super().close()
 
     def has_read_all_of(self, content: Content) -> bool:
-        """Return whether the bytes read since the start are those that were examined."""
+        """Return whether the bytes that were read since the start equal this content."""
         return self._hash.hexdigest() == content.sha256
 
     def _take(self, most: float) -> memoryview:
-        """Return at most so many of the next bytes, and none at the end."""
+        """Return at most `most` of the next bytes; none at the end."""
         if not self._ahead:
             self._hangs = True
             self._ahead = memoryview(run_and_wait(lambda _: self._file.read(PIECE), self._name))
@@ -143,38 +143,38 @@ class HashingReader(io.BufferedIOBase):
 
 
 async def open_file(source: Source) -> HashingReader:
-    """Open the file of a source, for the caller to read and close; a web file is downloaded first."""
+    """Open the file of a source, for the caller to read and close. A web file is downloaded first."""
     name = str(source.uri)
     return HashingReader(await run_on_thread(partial(_open_rewindable, name), name), name)
 
 
 async def load(source: Source, content: Content, *, limit_s: float = math.inf) -> bytes:
-    """Read a file that is sent inside a request. Its size was checked before."""
+    """Return the bytes of a file that is sent inside a request. Its size was checked before."""
     data = await run_on_thread(partial(_load, str(source.uri), content), str(source.uri), limit_s=limit_s)
     if data is None:
         await forget(source)
-        raise changed(source)
+        raise changed_error(source)
     return data
 
 
-def changed(source: Source) -> SourceError:
+def changed_error(source: Source) -> SourceError:
     """Return the error for a file that has changed since it was examined."""
     return SourceError(
         f"{source.identifier!r} changed while it was being sent.",
-        hint="Run again once nothing writes to it; the part that was sent is not used.",
+        hint="Run again once nothing writes to it. The part that was sent is not used.",
     )
 
 
-def not_utf8(source: Source) -> SourceError:
+def not_utf8_error(source: Source) -> SourceError:
     """Return the error for a file that is to be sent as text but is not UTF-8."""
     return SourceError(
-        f"{source.identifier!r} is sent as text, and is not UTF-8.",
+        f"{source.identifier!r} would be sent as text, and is not UTF-8.",
         hint="Save it as UTF-8, or pass its real type with Source.from_file(…, mime_type=…).",
     )
 
 
 class _Memory:
-    """The contents of files read before, by version. Best effort: after an error, files are read again."""
+    """The cached contents of files, by version. Best effort: after an error, files are read again."""
 
     def __init__(self, cache: ContentCache | None, keys: Mapping[str, str | None]) -> None:
         self._cache = cache
@@ -194,7 +194,7 @@ class _Memory:
     async def save(self, contents: Mapping[str, Content]) -> None:
         if self._cache is None:
             return
-        # A file that was written to since its key was made has another key by now: this record is never looked up.
+        # If a file was written to since its key was made, it has another key, and this record is never looked up.
         fresh = {self._keys[name]: content.model_dump() for name, content in contents.items() if name in self._keys}
         try:
             await self._cache.put_many(fresh)
@@ -207,7 +207,7 @@ class _Memory:
 
 
 async def _map_on_threads(look: Callable[[str, Pulse], T], names: Sequence[str], limit_s: float) -> list[T]:
-    """Return `look` of each name, in order, or raise the first error. Each thread takes many: handing over costs."""
+    """Return `look` of each name, in order, or raise the first error. Each thread processes many names in turn."""
 
     def of_share(share: Sequence[str], pulse: Pulse) -> list[T]:
         return [look(name, pulse) for name in share]
@@ -238,7 +238,9 @@ def _read(name: str, pulse: Pulse) -> Content:
         utf8 = utf8 and _decodes(decoder, piece)
         blank = blank and not piece.strip()
     if blank:
-        raise SourceError(f"{shown_file(name)!r} is empty.", hint="Leave it out, or check what should have written it.")
+        raise SourceError(
+            f"{redact_location(name)!r} is empty.", hint="Leave it out, or check what should have written it."
+        )
     return Content(
         sha256=hashed.hexdigest(),
         size_bytes=size,
@@ -264,25 +266,25 @@ def _load(name: str, content: Content, pulse: Pulse) -> bytes | None:
         hashed.update(piece)
         left -= len(piece)
         if left < 0:
-            return None  # it is being written to, so there may be no end
+            return None  # the file is being written to, so it may have no end
     return b"".join(found) if hashed.hexdigest() == content.sha256 else None
 
 
-def _open_rewindable(name: str, pulse: Pulse) -> Opened:
+def _open_rewindable(name: str, pulse: Pulse) -> BinaryFile:
     """Open a file that can seek; a stream is first copied into an unnamed temporary file."""
     pulse.beat(name)
     if not is_stream(name):
-        return opened(name)
+        return open_binary(name)
     try:
         with ExitStack() as stack:
-            copy = stack.enter_context(tempfile.TemporaryFile())  # without a name, so that nothing of it remains
+            copy = stack.enter_context(tempfile.TemporaryFile())  # without a name, so that nothing is left behind
             for piece in pieces(name, pulse):
                 copy.write(piece)
             copy.seek(0)
-            stack.pop_all()  # from here on the caller closes it
-    except OSError as error:  # errors of the file itself are SourceErrors by now
+            stack.pop_all()  # now the caller closes it
+    except OSError as error:  # errors of the file itself are SourceErrors
         raise SourceError(
-            f"{shown_file(name)!r} could not be copied to {tempfile.gettempdir()} for its upload: {error}.",
-            hint="Make room there, or set TMPDIR to another folder.",
+            f"{redact_location(name)!r} could not be copied to {tempfile.gettempdir()} for its upload: {error}.",
+            hint="Free space there, or set TMPDIR to another folder.",
         ) from None
-    return cast(Opened, copy)
+    return cast(BinaryFile, copy)

@@ -1,4 +1,4 @@
-"""Decompresses HTTP bodies piece by piece."""
+"""Decompression of HTTP bodies, piece by piece."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import httpx2
 UNPACKED: Final = {"gzip", "x-gzip", "deflate"}
 """The content encodings that can be decompressed."""
 _PIECE: Final = 1 << 20
-_ZLIB_OR_GZIP: Final = zlib.MAX_WBITS | 32  # whichever its first bytes say
+_ZLIB_OR_GZIP: Final = zlib.MAX_WBITS | 32  # detected from the first bytes
 
 
 class Unpacker:
-    """Decompresses a body, never more than a piece at once."""
+    """Decompresses a body, at most one piece at a time."""
 
     def __init__(self) -> None:
         self._zlib = zlib.decompressobj(_ZLIB_OR_GZIP)
@@ -26,7 +26,7 @@ class Unpacker:
         return self._zlib.eof
 
     def pieces(self, block: bytes) -> Iterator[bytes]:
-        if self.is_done:  # bytes after the end are no part of the body, and zlib would collect all of them
+        if self.is_done:  # bytes after the end are not part of the body, and zlib would collect all of them
             return
         try:
             piece = self._zlib.decompress(block, _PIECE)

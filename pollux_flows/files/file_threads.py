@@ -1,7 +1,7 @@
 """File threads: files are read on daemon threads that can be abandoned.
 
-A read that hangs, on a silent server or a lost mount, cannot be interrupted. An executor's thread would then block the
-shutdown of its event loop and of the process; these threads are abandoned and end with the process.
+A read that hangs, on an unresponsive server or a lost mount, cannot be interrupted. A thread of an executor would then
+block the shutdown of its event loop and of the process; these threads are abandoned and end with the process.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from concurrent.futures import wait
 from typing import Final, TypeVar
 from weakref import WeakKeyDictionary
 
-from pollux_flows.address import shown_file
+from pollux_flows.address import redact_location
 from pollux_flows.daemon_thread import start_daemon
 from pollux_flows.errors import SourceError
 
 T = TypeVar("T")
 
-# A read without any data for so long fails.
+# A read fails after so long without data.
 STALL_S: Final = 60.0
-# Enough to keep a disk, or a bucket, busy.
+# Enough to saturate a disk or a bucket.
 THREADS: Final = 16
 _turns: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]] = WeakKeyDictionary()
 _THREAD: Final = "pollux-reading"
 
 
 class AbandonedWork(Exception):  # noqa: N818 (not an error: it ends abandoned work)
-    """Raised in the thread of work on files that was abandoned."""
+    """Raised in a thread whose work was abandoned, to end it."""
 
 
 class Pulse:
@@ -53,13 +53,13 @@ class Pulse:
         self._over = True
 
     def patience(self) -> float:
-        """Return the time left until the next beat is due; raise an error that names the file when it is overdue.
+        """Return the time left until the next beat is due. Raises an error that names the file if it is overdue.
 
-        The time for one file is bounded as well, even if a byte arrives now and then.
+        The total time for one file is limited as well, even if bytes keep arriving slowly.
         """
         now = time.monotonic()
         if (left := STALL_S - (now - self._last)) <= 0:
-            raise _stalled(self._name)
+            raise _stalled_error(self._name)
         if (left_in_all := self._limit_s - (now - self._began)) <= 0:
             raise _too_slow(self._name, self._limit_s)
         return min(left, left_in_all)
@@ -99,15 +99,15 @@ def is_reading() -> bool:
     return threading.current_thread().name == _THREAD
 
 
-def _stalled(name: str) -> SourceError:
+def _stalled_error(name: str) -> SourceError:
     return SourceError(
-        f"{shown_file(name)!r} has sent no data for {STALL_S:g} seconds.",
+        f"{redact_location(name)!r} has sent no data for {STALL_S:g} seconds.",
         hint="Check whether this machine can still reach its storage, and run again.",
     )
 
 
 def _too_slow(name: str, limit_s: float) -> SourceError:
     return SourceError(
-        f"{shown_file(name)!r} was not read to its end within {limit_s:g} seconds.",
+        f"{redact_location(name)!r} was not read to its end within {limit_s:g} seconds.",
         hint="Raise Config.timeout_s, or copy the file to where it is read faster.",
     )

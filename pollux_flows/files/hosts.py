@@ -1,7 +1,7 @@
-"""Hosts: refuses web addresses that lead to this machine or its network, in a run with restrictions.
+"""Hosts: refuses web addresses on this machine or its network, in a run with restrictions.
 
-A name is resolved once, its addresses are checked, and the connection goes to one of those: between a check and a
-connection that resolved it anew, the name could come to mean another address. Each redirect is a request of its own.
+A name is resolved once, its addresses are checked, and the connection uses one of those addresses. If the connection
+resolved the name again, it might get a different address (DNS rebinding). Each redirect is checked as well.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 def limited_client(restrictions: Restrictions, timeout_s: float) -> httpx.Client:
     """Return a client that connects to no address that the restrictions refuse."""
-    if getproxies().keys() & _PROXIES:  # a proxy resolves names itself: here they can be checked, but not pinned
+    if getproxies().keys() & _PROXIES:  # a proxy resolves names itself, so they can be checked, but not pinned
         hooks = {"request": [lambda request: _check_before_proxy(restrictions, request.url)]}
         return httpx.Client(timeout=timeout_s, follow_redirects=True, event_hooks=hooks)
     return httpx.Client(timeout=timeout_s, follow_redirects=True, transport=_PinnedTransport(restrictions))
@@ -43,21 +43,21 @@ class _PinnedTransport(httpx.HTTPTransport):
         extensions = {**request.extensions, "sni_hostname": url.host}
         for address in addresses[:-1]:
             try:
-                return super().handle_request(_to(request, address, extensions))
+                return super().handle_request(_pin_address(request, address, extensions))
             except httpx.ConnectError:
                 continue
-        return super().handle_request(_to(request, addresses[-1], extensions))
+        return super().handle_request(_pin_address(request, addresses[-1], extensions))
 
 
 def public_addresses(restrictions: Restrictions, host: str, port: int) -> list[str]:
-    """Return the addresses of a host, or raise a SourceError if one of them may not be asked."""
+    """Return the addresses of a host. Raises a SourceError if one of them is not allowed."""
     entries = [each for each in re.split(r"[\s,]+", restrictions.environment.get(HOSTS, "").lower()) if each]
     found = list(dict.fromkeys(str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
     networks = [network for each in entries if (network := _network(each)) is not None]
     if host.lower().rstrip(".") in entries or all(_is_allowed(address, networks) for address in found):
         return found
     raise SourceError(
-        f"{host!r} is on a private network, or on this machine: a run of this deployment may not read from it.",
+        f"{host!r} is on a private network or on this machine, and a run of this deployment may not read from it.",
         hint=f"To allow it, set this where the flow runs: {restrictions.allow_line(HOSTS, host)}",
     )
 
@@ -69,18 +69,18 @@ def _check_before_proxy(restrictions: Restrictions, url: httpx.URL) -> None:
         return  # a name that only the proxy knows
 
 
-def _to(request: httpx.Request, address: str, extensions: dict[str, object]) -> httpx.Request:
+def _pin_address(request: httpx.Request, address: str, extensions: dict[str, object]) -> httpx.Request:
     url = request.url.copy_with(host=address)
     return httpx.Request(request.method, url, headers=request.headers, stream=request.stream, extensions=extensions)
 
 
 def _is_allowed(address: str, networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
-    ip = _unwrapped(ipaddress.ip_address(address.partition("%")[0]))
+    ip = _unwrap(ipaddress.ip_address(address.partition("%")[0]))
     return any(ip in network for network in networks) or (ip.is_global and not ip.is_multicast)
 
 
-def _unwrapped(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Return the IPv4 address that an IPv6 address stands for, or the address itself."""
+def _unwrap(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Return the IPv4 address that is embedded in an IPv6 address, or the address itself."""
     if isinstance(ip, ipaddress.IPv4Address):
         return ip
     if ip in _NAT64:

@@ -1,4 +1,4 @@
-"""MIME types: detects the type of a file by its content, and by its name where the content leaves a choice."""
+"""MIME types: detects the type of a file by its content, and by its name where the content is ambiguous."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 
 from pollux_flows.address import file_name
 
-# The bytes of a file that are nearly always enough to detect its type.
+# This many bytes of a file are nearly always enough to detect its type.
 HEAD: Final = 1 << 18
 _MAGIC: Final = 8192
 
@@ -39,7 +39,7 @@ _ENDINGS: Final = {
 
 _KNOWN: Final = mimetypes.MimeTypes(filenames=())  # without this machine's own list
 
-# Types with the same magic number. Their names tell them apart or, without one, their content.
+# Types with the same magic number, which are told apart by the file name or, without one, by the content.
 _ZIP: Final = b"PK\x03\x04"
 _IN_ZIP: Final = {"word/": _ENDINGS[".docx"], "xl/": _ENDINGS[".xlsx"], "ppt/": _ENDINGS[".pptx"]}
 _OFFICE: Final = ("[Content_Types].xml", "_rels/", "docProps/")
@@ -62,18 +62,18 @@ def is_text_like(mime_type: str) -> bool:
 
 
 def mime_type(name: str, head: bytes) -> str:
-    """Return the MIME type of a file by its content; the name decides among the possible types."""
+    """Return the MIME type of a file by its content. The name decides between the possible types."""
     named = named_type(name)
     if head.startswith(_ZIP):
         return named if named and _is_zip(named) else _in_zip(head)
     if head.startswith(_OLE2):
         return named if named and named in _IN_OLE2.values() else _in_ole2(head)
     if _is_text(head[:_MAGIC]):
-        # Text has no reliable magic numbers: a name of a text type decides. But SVG, GeoJSON and other types with a +
-        # are just text to a model, and few providers know their own types.
+        # Text has no reliable magic numbers, so a name of a text type decides. But SVG, GeoJSON and other types with a
+        # + are sent as plain text, as few providers accept their own types.
         return named if named and is_text_like(named) and "+" not in named else "text/plain"
     if named and is_text_like(named) and not head.startswith(_DOCUMENTS):
-        # In text of another encoding two letters may look like a magic number. A file with zero bytes is no text.
+        # In text of another encoding two letters may look like a magic number. A file with zero bytes is not text.
         if b"\0" not in head:
             return named if "+" not in named else "text/plain"
         named = None
@@ -84,14 +84,14 @@ def mime_type(name: str, head: bytes) -> str:
 
 
 def named_type(name: str) -> str | None:
-    """Return the MIME type of a file's name, the same on every machine, or None."""
+    """Return the MIME type of a file's name, regardless of the machine's own list, or None."""
     last = file_name(name)
     named, packed = _KNOWN.guess_type(last)
     return _ENDINGS.get(PurePath(last).suffix.lower()) or ("" if packed else (named or "").lower()) or None
 
 
-def ending(name: str, mime_type: str) -> str:
-    """Return the file name's ending if it matches the MIME type, else one that does."""
+def choose_extension(name: str, mime_type: str) -> str:
+    """Return the file extension of the name if it matches the MIME type, otherwise one that does."""
     if named_type(name) == mime_type:
         return PurePath(file_name(name)).suffix
     known = next((each for each, type_ in _ENDINGS.items() if type_ == mime_type), None)
@@ -113,7 +113,7 @@ def _is_text(head: bytes) -> bool:
     if (b"\0" in head and encoding == "utf-8") or head.startswith(_DOCUMENTS):
         return False
     try:
-        codecs.getincrementaldecoder(encoding)().decode(head)  # which accepts an incomplete character at the end
+        codecs.getincrementaldecoder(encoding)().decode(head)  # accepts an incomplete character at the end
     except UnicodeDecodeError:
         return False
     return True
@@ -128,7 +128,7 @@ def _is_zip(named: str) -> bool:
 
 
 def _in_zip(head: bytes) -> str:
-    """Return the type of a zip: EPUB and OpenDocument name it in an entry `mimetype`, Office has a folder for it."""
+    """Return the type of a zip: by the entry `mimetype` of EPUB and OpenDocument, or by the folders of Office."""
     office, kind = False, ""
     for entry, content in _entries(head):
         if entry == "mimetype" and _MIME_TYPE.fullmatch(content):
@@ -147,14 +147,14 @@ def _entries(head: bytes) -> Iterator[tuple[str, bytes]]:
         flags, size, named = _number(head, at + 6, 2), _number(head, at + 18, 4), _number(head, at + 26, 2)
         start = at + 30 + named + _number(head, at + 28, 2)
         end = start + size
-        if flags & 8 and not size:  # written as a stream: its size stands after its content
+        if flags & 8 and not size:  # written as a stream: the size follows the content
             end = head.find(_ZIP, start)
         yield head[at + 30 : at + 30 + named].decode(errors="replace"), head[start:end]
         at = end if end >= start else len(head)
 
 
 def _in_ole2(head: bytes) -> str:
-    """Return the type of an OLE2 file, by the first stream that only one type has."""
+    """Return the type of an OLE2 file, by a stream that only one type has."""
     named = (type_ for stream, type_ in _IN_OLE2.items() if f"{stream}\0\0".encode("utf-16-le") in head)
     return next(named, "application/x-ole-storage")
 

@@ -1,4 +1,4 @@
-"""Places: opens files on this machine, on the web, or on any file system that fsspec supports."""
+"""Places: open files on this machine, on the web, or on any file system that fsspec supports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stat import S_ISDIR, S_ISREG
 from typing import Any, Final, Protocol, TypeVar, cast
 
 from pollux_flows import access
-from pollux_flows.address import local_path, protocol, shown_file, shown_in
+from pollux_flows.address import local_path, protocol, redact_location, redact_text
 from pollux_flows.errors import PolluxError, SourceError
 from pollux_flows.file_system import find_file_system
 from pollux_flows.files.file_threads import Pulse
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 PIECE: Final = 1 << 20
 _WEB: Final = {"http", "https"}
-# A file this recent may be written again within the same tick of its clock, and look unchanged.
+# A more recent file may be written again within one tick of its file system's clock, and look unchanged.
 _SETTLED_S: Final = 2.0
 # On remote file systems, ticks are longer and clocks differ.
 _SETTLED_ELSEWHERE_S: Final = 60.0
@@ -33,8 +33,8 @@ _TAGS: Final = ("ETag", "etag", "generation", "md5Hash")
 _TIMES: Final = ("mtime", "LastModified", "last_modified", "last-modified", "last_write_time", "updated")
 
 
-class Opened(Protocol):
-    """The interface of an opened file, on any file system."""
+class BinaryFile(Protocol):
+    """An open binary file on any file system."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -45,27 +45,27 @@ class Opened(Protocol):
     def close(self) -> None: ...
 
 
-def opened(name: str) -> Opened:
-    """Open a file, for the caller to close; its errors are SourceErrors."""
+def open_binary(name: str) -> BinaryFile:
+    """Open a file for reading, for the caller to close. Its errors are SourceErrors."""
     return _File(name, explain_errors(name, partial(_open, name)))
 
 
 def is_stream(name: str) -> bool:
-    """Return whether the file can only be read forward, and its length is unknown."""
+    """Return whether the file can only be read forward, with an unknown length."""
     return protocol(name) in _WEB
 
 
 def pieces(name: str, pulse: Pulse) -> Iterator[bytes]:
     """Iterate over the file's bytes, piece by piece."""
     pulse.beat(name)
-    with closing(opened(name)) as file:
+    with closing(open_binary(name)) as file:
         while piece := file.read(PIECE):
             pulse.beat(name)
             yield piece
 
 
 def version(name: str) -> Any:
-    """Return a value that changes when the file does; None if there is none, or if the file is too recent."""
+    """Return a value that changes when the file does; None if there is none, or if the file was just written."""
     explain_errors(name, partial(access.check_source, name))
     if protocol(name) == "file":
         status = _status(name)
@@ -79,9 +79,9 @@ def version(name: str) -> Any:
 
 
 def stamp(name: str) -> dict[str, Any]:
-    """Return the size of a file and its time or tag, if any; each machine that shares the file finds the same ones.
+    """Return the size of a file and its time or tag, if any, which are equal on all machines that share the file.
 
-    A change within one tick of the file's clock goes unnoticed.
+    A change within one tick of the file system's clock goes unnoticed.
     """
     explain_errors(name, partial(access.check_source, name))
     if protocol(name) == "file":
@@ -105,7 +105,7 @@ def _size_and_tags(info: dict[str, Any]) -> dict[str, Any]:
 class _File:
     """A file of any file system, whose errors are SourceErrors."""
 
-    def __init__(self, name: str, file: Opened) -> None:
+    def __init__(self, name: str, file: BinaryFile) -> None:
         self._name, self._file = name, file
 
     def read(self, size: int, /) -> bytes:
@@ -122,19 +122,19 @@ class _File:
 
 
 def explain_errors(name: str, work: Callable[[], T]) -> T:
-    """Return the result of `work`; raise a SourceError for any error of the file system."""
+    """Return the result of `work`. Any error of the file system becomes a SourceError."""
     try:
         return work()
     except PolluxError:
         raise
-    except Exception as error:  # noqa: BLE001 (file systems bring errors of their own)
+    except Exception as error:  # noqa: BLE001 (file systems raise errors of many types)
         refusal = _refusal(name, error)
-    # Raised outside the handler: a file system's own error may hold the full address, and must not even be the context.
+    # Raised outside the handler, as the original error may contain the full address, and must not be the context.
     raise refusal
 
 
 def _refusal(name: str, error: Exception) -> SourceError:
-    what, reason = shown_file(name), shown_in(str(error)).rstrip(".") or "no reason given"
+    what, reason = redact_location(name), redact_text(str(error)).rstrip(".") or "no reason given"
     match error:
         case ImportError():
             return SourceError(f"{protocol(name)}:// cannot be read here: {reason}.", hint=_missing_package(name))
@@ -154,22 +154,22 @@ def _refusal(name: str, error: Exception) -> SourceError:
             )
 
 
-def _open(name: str) -> Opened:
+def _open(name: str) -> BinaryFile:
     access.check_source(name)
     if protocol(name) == "file":
         _status(name)
         with ExitStack() as stack:
-            # Without a buffer: a read that hangs would hold its lock for ever.
+            # Without a buffer, as a read that hangs would hold the buffer's lock forever.
             local = stack.enter_context(Path(local_path(name)).open("rb", buffering=0))
             access.check_opened(name, local.fileno())
-            stack.pop_all()  # from here on the caller closes it
-        return cast(Opened, local)
+            stack.pop_all()  # now the caller closes it
+        return cast(BinaryFile, local)
     if is_stream(name):
         from pollux_flows.files import web
 
-        return web.opened(name)
+        return web.open_web_file(name)
     files, path = find_file_system(name)
-    file: Opened = files.open(path, "rb", block_size=PIECE)
+    file: BinaryFile = files.open(path, "rb", block_size=PIECE)
     return file
 
 
@@ -202,8 +202,8 @@ def _date(text: str) -> datetime | None:
 
 
 def _status(name: str) -> os.stat_result:
-    """Return a local file's status; raise an error that names the machine, as a flow may run on another one."""
-    here, what = f"on this machine ({platform.node()})", shown_file(name)
+    """Return a local file's status. Errors name the machine, as a flow may run on a different one."""
+    here, what = f"on this machine ({platform.node()})", redact_location(name)
     path = Path(local_path(name))
     try:
         status, missing = path.stat(), ""

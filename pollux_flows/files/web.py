@@ -1,4 +1,4 @@
-"""Web files: http and https addresses, read as streams, so that a server need not support ranges or lengths."""
+"""Web files: read http and https addresses as streams, as a server may not support ranges or lengths."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _GONE: Final = {404, 410}
 _FORBIDDEN: Final = {401, 403}
 
 
-def _unlogged(_: logging.LogRecord) -> bool:
+def _is_loggable(_: logging.LogRecord) -> bool:
     return not file_threads.is_reading()
 
 
 # These libraries log each address with its query, which may hold secrets.
 for _name in ("httpx", "httpcore.http11"):
-    logging.getLogger(_name).addFilter(_unlogged)
+    logging.getLogger(_name).addFilter(_is_loggable)
 
 
 class WebFile(io.RawIOBase):
-    """The body of a response, to be read once, forward."""
+    """The body of a response, which can be read once, forward."""
 
     def __init__(self, answer: httpx.Response, connection: ExitStack) -> None:
         self._pieces, self._connection = _pieces(answer), connection
@@ -46,7 +46,7 @@ class WebFile(io.RawIOBase):
                 return b""
             self._rest, self._room = piece, self._room - len(piece)
             if self._room < 0:
-                raise OSError(f"it is larger than {_LARGEST >> 30} GiB, which no provider takes")
+                raise OSError(f"it is larger than {_LARGEST >> 30} GiB, which no provider accepts")
         data, self._rest = self._rest[:size], self._rest[size:]
         return data
 
@@ -55,15 +55,15 @@ class WebFile(io.RawIOBase):
         super().close()
 
 
-def opened(address: str) -> WebFile:
-    """Open the file at an address; raise an OSError if the server refuses it."""
+def open_web_file(address: str) -> WebFile:
+    """Open the file at an address. Raises an OSError if the server refuses it."""
     with ExitStack() as stack:
         client = stack.enter_context(_client(file_threads.STALL_S))
         answer = client.send(client.build_request("GET", address, headers=_UNPACKED), stream=True)
         stack.callback(answer.close)
         if answer.is_success:
             return WebFile(answer, stack.pop_all())
-    raise _refused(answer.status_code)
+    raise _refusal(answer.status_code)
 
 
 def headers(address: str) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def headers(address: str) -> dict[str, Any]:
 
 
 def _client(timeout_s: float) -> httpx.Client:
-    """Return a client for web files, which follows redirects; in a run with restrictions, to permitted hosts only."""
+    """Return a client for web files, which follows redirects; in a restricted run, only to allowed hosts."""
     if (restrictions := current_restrictions()) is not None:
         from pollux_flows.files.hosts import limited_client
 
@@ -88,7 +88,7 @@ def _client(timeout_s: float) -> httpx.Client:
 
 
 def _drop_redirect_body(response: httpx.Response) -> None:
-    """Keep httpx from reading the body of a redirect to its end, however long that is."""
+    """Drop the body of a redirect, which httpx would read to its end, however long it is."""
     if response.has_redirect_location:
         import httpx
 
@@ -97,7 +97,7 @@ def _drop_redirect_body(response: httpx.Response) -> None:
 
 
 def _pieces(answer: httpx.Response) -> Iterator[bytes]:
-    """Iterate over the decompressed body in bounded pieces; one of httpx's may be a thousand times what was sent."""
+    """Iterate over the decompressed body in pieces of limited size, which httpx does not limit."""
     if answer.headers.get("content-encoding", "").strip().lower() not in UNPACKED:
         yield from answer.iter_bytes()
         return
@@ -108,7 +108,7 @@ def _pieces(answer: httpx.Response) -> Iterator[bytes]:
             return
 
 
-def _refused(status: int) -> OSError:
+def _refusal(status: int) -> OSError:
     if status in _GONE:
         return FileNotFoundError(status)
     if status in _FORBIDDEN:

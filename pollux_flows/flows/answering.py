@@ -1,4 +1,4 @@
-"""Answering: the way through the four tasks that all realtime flows take."""
+"""Answering: run the four phases as Prefect tasks, for all realtime flows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 
 from pollux_flows import artifacts, tasks
-from pollux_flows.address import shown
+from pollux_flows.address import redact_address
 from pollux_flows.blocks.cache import PolluxCache
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.caching.auto import cache_automatically
@@ -32,7 +32,7 @@ from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.jobs.events import emit_cache_changes
 from pollux_flows.options import Options
 from pollux_flows.pages import RunInput, count_of, outcome_line
-from pollux_flows.pipeline.execute import QueuePlace, unasked
+from pollux_flows.pipeline.execute import QueuePlace, make_unasked_outcome
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.saved_answers import Saved
 from pollux_flows.pipeline.savings import UsedCache
@@ -43,16 +43,16 @@ from pollux_flows.source import Source
 T = TypeVar("T")
 AutoCache = Annotated[Literal["auto"], WithJsonSchema({"type": "string", "enum": ["auto"], "title": "automatic"})]
 Cache = (
-    # In a form, a tab each; a cache handle is for code.
+    # Each is a tab in the form, but for a cache handle, which only code can pass.
     AutoCache
     | PolluxCache
     | Annotated[str, WithJsonSchema({"type": "string", "title": "name"})]
     | SkipJsonSchema[CacheHandle]
     | None
 )
-"""The cache that a run asks for: "auto", a PolluxCache or its name, or a cache handle."""
+"""The cache that a run uses: "auto", a PolluxCache or its name, or a cache handle."""
 OnPartial = Literal["fail", "complete"]
-"""How a run ends when some of its prompts have no answer. One that failed can be retried from the UI."""
+"""How a run ends when some of its prompts have no answer. A failed run can be retried from the UI."""
 
 
 async def answer(
@@ -103,7 +103,7 @@ async def answer_each(
     needs_approval: bool = False,
     calls_per_task: int | None = None,
 ) -> list[ResultEnvelope]:
-    """Answer every prompt about each source by itself, and return one envelope a source."""
+    """Answer every prompt about each source separately, and return one envelope per source."""
     answered = await answer_calls(
         "broadcast",
         prompts,
@@ -124,11 +124,11 @@ async def answer_each(
 
 
 class NotAnsweredError(Exception):
-    """A call has no answer yet, and none was to be made."""
+    """Some call has no saved answer, and `reused_only` forbids new calls."""
 
 
 class Answered(NamedTuple):
-    """The outcomes of all calls of a run, and how they came about."""
+    """The outcomes of all calls of a run, with its input, plan, duration and caches."""
 
     run_input: RunInput
     plan: Plan
@@ -144,12 +144,12 @@ class Answered(NamedTuple):
         return plan, outcomes, self.duration_s, provider.timeout_s, caches
 
     async def finish(self, envelopes: Sequence[ResultEnvelope], on_partial: OnPartial) -> None:
-        """Write the output of the run, publish its page, and fail it if anything is missing."""
+        """Write the output of the run, publish its page, and fail it if answers are missing."""
         await finish(self.run_input, envelopes, on_partial, output=self.output, advice=self.retry_advice)
 
     @property
     def retry_advice(self) -> str | None:
-        """Return what a retry asks, or None if no call failed."""
+        """Return a sentence on which prompts a retry asks, or None if no call failed."""
         return self.saved and self.saved.advice("What was answered is", "a retry asks only the others", "a retry")
 
 
@@ -170,11 +170,11 @@ async def answer_calls(
     each_source: bool = False,
     reused_only: bool = False,
 ) -> Answered:
-    """Make the calls that are not answered yet; with `reused_only`, raise NotAnsweredError instead."""
+    """Make the calls that have no saved answer; with `reused_only`, raise NotAnsweredError instead."""
     if calls_per_task is not None and calls_per_task < 1:
         raise ConfigurationError(
             f"calls_per_task is {calls_per_task}.",
-            hint="Pass 1 or more, or leave it out for a task run each, up to 32.",
+            hint="Pass 1 or more, or leave it out for one call per task run, up to 32 task runs.",
         )
     prepared = await prepare_output(kind, output)
     prompts = await read_prompts(prompts, prompts_from)
@@ -198,7 +198,7 @@ async def answer_calls(
         shared.progress.advance(len(found))
         unanswered = [call for call in plan.calls if call.index not in found]
         if found:
-            log.info("%s answered already; asking the other %s.", f"{len(found):,}", f"{len(unanswered):,}")
+            log.info("Reused %s saved answers; asking the other %s.", f"{len(found):,}", f"{len(unanswered):,}")
         async with cache_automatically(shared.execution, unanswered) if requested.is_auto else nullcontext():
             missing = shared.execution.plan.parts(calls_per_task, without=found)
             if missing:
@@ -214,7 +214,7 @@ async def answer_calls(
         for part, answered in zip(missing, asked, strict=True):
             found |= {outcome.index: outcome for outcome in _read_part(part, answered)}
         has_failed = any(outcome.failure for outcome in found.values())
-        saved = await shared.execution.answers.look_for_saved(found.values()) if has_failed else None
+        saved = await shared.execution.answers.check_saved(found.values()) if has_failed else None
     outcomes = [found[call.index] for call in plan.calls]
     run_input = RunInput(plan.target, prompts, sources, options or Options(), each_source)
     duration_s = time.monotonic() - started
@@ -229,7 +229,7 @@ async def finish(
     output: RunOutput | None,
     advice: str | None,
 ) -> None:
-    """Write the output of a run, publish its page, and fail it if anything is missing. `advice` is for a retry."""
+    """Write the output of a run, publish its page, and fail it if answers are missing. `advice` is for a retry."""
     unwritten = None
     if output is not None:
         try:
@@ -237,34 +237,36 @@ async def finish(
         except ConfigurationError as error:
             unwritten = error
             unwritten.envelope = envelopes[0] if len(envelopes) == 1 else None
-    written = None if output is None else f"not written: {unwritten.message}" if unwritten else shown(output.path)
+    written = (
+        None if output is None else f"not written: {unwritten.message}" if unwritten else redact_address(output.path)
+    )
     await publish_outcome(run_input, envelopes, on_partial, advice=advice, output=written)
     if unwritten is not None:
         raise unwritten
 
 
 async def _run_part(part: Plan, provider: str | None, terms: Terms, turns: asyncio.Semaphore) -> list[Outcome]:
-    """Make the calls of one task run, which is shown as failed when a call of it failed.
+    """Make the calls of one task run, which ends as failed when one of its calls failed.
 
-    It starts when all calls of the one before stand in line. To start them together would hold up the first calls.
+    Starts when all calls of the task run before are queued: starting all at once would delay the first calls.
     """
     await turns.acquire()
     with closing(QueuePlace(turns)) as turn, tasks.take_turn(turn):
-        # To Prefect's types, an async task that is asked for its state is not awaited; it is.
+        # Prefect's types wrongly say that an async task with return_state is not awaited.
         state = await cast(Any, tasks.execute)(pass_opaque(part), provider, terms, return_state=True)
     outcomes: list[Outcome] | Exception = await state.aresult(raise_on_failure=False)
     return raise_if_error(outcomes)
 
 
 def _read_part(part: Plan, outcomes: list[Outcome] | BaseException) -> list[Outcome]:
-    """Return the outcomes of a part; one that was refused while others were made fails alone."""
+    """Return the outcomes of a part. If the part was refused, each of its calls has failed with that error."""
     if not isinstance(outcomes, PolluxError):
         return raise_if_error(outcomes)
-    return [unasked(call, outcomes) for call in part.calls]
+    return [make_unasked_outcome(call, outcomes) for call in part.calls]
 
 
 def pass_opaque(value: T) -> T:
-    """Pass a value so that Prefect does not look for task runs in each prompt and answer, which takes it a second."""
+    """Wrap a value so that Prefect does not search each prompt and answer for task runs, which can take a second."""
     return cast(T, opaque(value))
 
 
@@ -278,7 +280,7 @@ async def publish_outcome(
 ) -> None:
     """Publish the page of a run, log its outcome, and fail it if it lacks answers.
 
-    `advice` is for a retry; `output` says where the answers were written as well.
+    `advice` is for a retry; `output` is the file that the answers were also written to.
     """
     await artifacts.publish_answers(run_input, envelopes, advice, output)
     get_run_logger().info(outcome_line(envelopes))
@@ -291,13 +293,13 @@ def _fail_if_unanswered(
     on_partial: OnPartial,
     advice: str | None,
 ) -> None:
-    """Fail a run that lacks answers, so that a retry is offered. `advice` says what that comes to."""
+    """Fail a run that lacks answers, so that the UI offers a retry. `advice` says what a retry does."""
     failures = [failure for envelope in envelopes for failure in envelope.errors or [] if failure is not None]
     calls = [call for envelope in envelopes for call in envelope.diagnostics["calls"]]
     for file in sorted({call["spilled"] for call in calls if call.get("spilled")}):
-        get_run_logger().error("Answers could not be saved in the state: they wait in %s for the next run here.", file)
+        get_run_logger().error("Answers could not be saved in the state: the next run here reads them from %s.", file)
     if any("save_error" in call and "spilled" not in call for call in calls):
-        get_run_logger().error("Answers could not be saved: they are on the page of this run, and nowhere else.")
+        get_run_logger().error("Answers could not be saved: they are only on the page of this run.")
     answered = any(envelope.status != "error" for envelope in envelopes)
     if not failures or (answered and on_partial == "complete"):
         return

@@ -1,4 +1,4 @@
-"""Approval: a run shows its estimate, and waits until a person resumes it."""
+"""Approval: a run publishes its estimate, and waits until a person resumes it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LOOK_EVERY_S: Final = 5
 
 
 async def require_approval(make_estimate: Callable[[], Awaitable[Estimate]]) -> None:
-    """Publish an estimate and wait for a person's approval, unless this run has it from before it was suspended."""
+    """Publish an estimate and wait for a person's approval, unless this run is approved already."""
     if not await is_approved():
         await wait_for_approval(await make_estimate())
 
@@ -37,7 +37,7 @@ async def publish_estimate(estimate: Estimate) -> None:
 async def is_approved() -> bool:
     """Return whether a person has resumed this flow run after `wait_for_approval`, in this attempt or an earlier one.
 
-    A run that was suspended starts from its first line: it asks here before it makes another estimate.
+    A run that was suspended starts from its first line: it checks this before it makes another estimate.
     """
     run = _flow_run()
     async with open_client() as client:
@@ -46,16 +46,16 @@ async def is_approved() -> bool:
             return True
         if _APPROVAL not in (current.empirical_policy.pause_keys or ()):
             return False
-        # A retry forgets the key, and the run was approved all the same.
+        # A retry loses the pause key; the label keeps the approval.
         await client.update_flow_run_labels(run.id, {_APPROVAL: True})
         return True
 
 
 async def wait_for_approval(estimate: Estimate) -> None:
-    """Publish an estimate, and wait until a person resumes this flow run in the UI. Cancelled, it costs nothing.
+    """Publish an estimate, and wait until a person resumes this flow run in the UI. A cancelled run costs nothing.
 
     A run of a deployment is suspended: nothing runs meanwhile, and once it is resumed it starts from its first line.
-    Any other is paused where it is.
+    Any other run is paused, and its process waits.
     """
     await publish_estimate(estimate)
     log = get_run_logger()
@@ -69,7 +69,7 @@ async def wait_for_approval(estimate: Estimate) -> None:
 
 
 async def _pause() -> None:
-    """Wait where the run is until a person resumes it, or raise once one cancels it: Prefect would wait on."""
+    """Pause until a person resumes the run. Raise once it is cancelled, as Prefect itself would go on waiting."""
     pausing = asyncio.create_task(apause_flow_run(timeout=SUSPENDED_S, poll_interval=_LOOK_EVERY_S, key=_APPROVAL))
     try:
         while not (await asyncio.wait([pausing], timeout=_LOOK_EVERY_S))[0]:
@@ -85,7 +85,7 @@ async def _is_cancelled() -> bool:
     async with open_client() as client:
         state = (await client.read_flow_run(run_id)).state
         if state is not None and state.is_cancelling():
-            # Only a worker would end it. From this state, no other way leads to a final one.
+            # A run without a worker stays in this state until it is moved to a final one.
             await client.set_flow_run_state(run_id, Cancelled())
             return True
     return state is not None and state.is_cancelled()
@@ -94,5 +94,5 @@ async def _is_cancelled() -> bool:
 def _flow_run() -> FlowRun:
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
-        raise InternalError("Only a flow run can be approved, and none is at hand.")
+        raise InternalError("Approval was requested outside a flow run.")
     return context.flow_run

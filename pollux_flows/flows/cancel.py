@@ -1,4 +1,4 @@
-"""cancel: want no more of a deferred job."""
+"""cancel: ask the provider to stop a deferred job."""
 
 import asyncio
 
@@ -17,22 +17,22 @@ _TRIES = 20
 
 @sync_form("cancel")
 async def cancel(job: JobField) -> str:
-    """Ask the provider to stop, and give the job's status. What is answered by then is paid for, and collected.
+    """Ask the provider to stop a deferred job, and return its status. Finished answers are billed, and collected.
 
     Args:
         job: The PolluxDeferredJob, or its name.
     """
     store = await BlockJobStore.open()
-    stopped = await _cancelled(store, job)
+    stopped = await _cancel(store, job)
     while stopped.child is not None:  # the job that completes it
-        stopped = await _cancelled(store, stopped.child)
+        stopped = await _cancel(store, stopped.child)
     return snapshot(stopped).status
 
 
 acancel = async_form(cancel)
 
 
-async def _cancelled(store: BlockJobStore, name: str) -> Job:
+async def _cancel(store: BlockJobStore, name: str) -> Job:
     for _ in range(_TRIES):
         try:
             async with store.lock(name) as lock:

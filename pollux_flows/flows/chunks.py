@@ -1,9 +1,9 @@
 """Chunks: the chunks of a table as task runs, in the process of the flow or on the cluster of its task runner.
 
-In the process of the flow, all chunks share one connection and its limits, and the next one starts when all calls of
-the one before stand in line. On a cluster, so many chunks are under way at once as it has workers, and each has its
-share of the limits. Either way their answers are passed on in the order of the table, and those that wait for that are
-few: memory does not grow with the table.
+In the process of the flow, all chunks share one connection and its limits, and a chunk starts once all calls of the
+chunk before it are queued. On a cluster, as many chunks run at once as it has workers, and each has its share of the
+limits. Either way answers are passed on in the order of the table, and only a few chunks wait for their turn, so that
+memory does not grow with the table.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import Config
 from pollux_flows.daemon_thread import start_daemon
 from pollux_flows.errors import ConfigurationError, raise_if_error
-from pollux_flows.mapping.answer import ChunkAnswers, answer_chunk, leave_out
+from pollux_flows.mapping.answer import ChunkAnswers, answer_chunk, skip_chunk
 from pollux_flows.mapping.spec import MapSpec
 from pollux_flows.pipeline.execute import QueuePlace
 from pollux_flows.pipeline.terms import Terms
@@ -40,16 +40,16 @@ from pollux_flows.tables.table import Chunk
 from pollux_flows.tasks import UNSTORED
 
 _IN_PROCESS: Final = 3
-"""How many chunks are under way at once in the process of the flow: one asks, the next reads, one is written."""
+"""How many chunks are in flight in the process of the flow: one makes calls, one is read, one is written."""
 _ON_CLUSTER: Final = 4
-"""How many are under way at once on a cluster that does not say how many workers it has."""
-_HOPELESS: Final = 10
-"""Once so many calls have failed and none was answered, no others are made. Fewer may be a fault of their rows."""
+"""How many chunks are in flight on a cluster that does not report how many workers it has."""
+_MAX_FAILED_CALLS: Final = 10
+"""After this many failed calls without any answer, the run makes no others. Fewer may fail because of their rows."""
 
 
 @dataclass(frozen=True)
 class MapRun:
-    """The parts of a run over a table that all its chunks need, without a key. It travels to other machines."""
+    """The settings that all chunks of a run share. They hold no key, as they are sent to other machines."""
 
     spec: MapSpec
     terms: Terms
@@ -63,14 +63,16 @@ class MapRun:
 
 
 @dataclass(frozen=True)
-class _Shared:
+class _ChunkContext:
+    """The connection and progress bar that the chunks in the process of the flow share."""
+
     session: Session
     config: Config
     progress: Progress
     loop: asyncio.AbstractEventLoop
 
 
-_shared: ContextVar[_Shared | None] = ContextVar("pollux_flows_shared_chunks", default=None)
+_shared: ContextVar[_ChunkContext | None] = ContextVar("pollux_flows_shared_chunks", default=None)
 _turn: ContextVar[QueuePlace | None] = ContextVar("pollux_flows_chunk_turn", default=None)
 
 
@@ -81,7 +83,11 @@ async def map_chunk(chunk: Chunk, run: MapRun, title: str) -> ChunkAnswers:  # n
 
 
 async def _map_chunk(chunk: Chunk, run: MapRun) -> ChunkAnswers:
-    """Answer the rows of a chunk. A task on another machine is pickled with all that it refers to, but for this."""
+    """Answer the rows of a chunk.
+
+    Separate from the task, which is pickled by value, with everything that it refers to, when it is sent to another
+    machine. This function is pickled by name.
+    """
     shared = _shared.get()
     if shared is None or shared.loop is not asyncio.get_running_loop():
         answers = await answer_chunk(chunk, run.spec, await _config_elsewhere(run), run.terms, run.scope)
@@ -96,17 +102,17 @@ async def _map_chunk(chunk: Chunk, run: MapRun) -> ChunkAnswers:
             on_outcome=shared.progress.add,
             turn=_turn.get(),
         )
-    # For people who look at the run; the flow takes the answers as they are.
+    # The failed state is for people who look at the run; the flow reads the answers from it.
     return _mark_failed(answers, chunk) if answers.lacks_all_answers else answers
 
 
 async def _config_elsewhere(run: MapRun) -> Config:
-    """Return the connection for a chunk on a worker, which must see the answers of the others."""
+    """Return the configuration for a chunk on a worker, after a check that it shares the state of the flow run."""
     store = open_store()
     if await store_id(store) != run.store:
         raise ConfigurationError(
-            f"This worker saves answers in another state ({store.where}) than the flow run.",
-            hint=f"Let all machines share one: {STATE_URL}=redis://… in the environment of each.",
+            f"This worker saves answers in a different state ({store.where}) from the flow run.",
+            hint=f"Set {STATE_URL}=redis://… in the environment of each machine, so that they share one state.",
         )
     if run.provider is None:
         config = Config(**run.spec.target.model_dump())
@@ -119,12 +125,12 @@ def _mark_failed(answers: ChunkAnswers, chunk: Chunk) -> ChunkAnswers:
     """Return the answers as the data of a failed state."""
     first = answers.first_failure
     message = f"None of {chunk.rows:,} rows has an answer. {first.message if first else ''}"
-    # To Prefect, a task that returns a state has ended in it.
+    # A task that returns a state ends in that state.
     return cast(ChunkAnswers, Failed(data=_Unquoted.model_construct(**dict(answers)), message=message))
 
 
 class _Unquoted(ChunkAnswers):
-    """Answers that are not quoted in the log, where Prefect shows the data of a failed state."""
+    """Answers with a short repr: Prefect writes the data of a failed state to the log."""
 
     def __repr__(self) -> str:
         return f"{len(self.places)} rows"
@@ -139,14 +145,14 @@ class ChunkRunner:
         self._is_local = self._runner is None or isinstance(self._runner, ThreadPoolTaskRunner)
         self._config, self._progress = config, progress
         self._at_once = _IN_PROCESS if self._is_local else min(_count_workers(self._runner), config.request_concurrency)
-        # On a cluster, others go on beside a chunk that takes long, and while one is written.
+        # On a cluster, further chunks run beside a slow one, and while one is written.
         self._most = self._at_once if self._is_local else 2 * self._at_once
         self._refused: CallFailure | None = None
         self._failed_calls = 0  # since the last chunk with an answer
         self._run = run if self._is_local else replace(run, limits=_share_limits(config, self._at_once))
 
     async def answer(self, chunks: Sequence[Chunk]) -> AsyncGenerator[tuple[Chunk, ChunkAnswers], None]:
-        """Yield the chunks with their answers, in order. Once many calls in a row have failed, no others are made."""
+        """Yield the chunks with their answers, in order. After many failed calls in a row, no others are made."""
         under_way: deque[tuple[Chunk, asyncio.Task[ChunkAnswers]]] = deque()
         left = deque(chunks)
         async with self._share() as turns:
@@ -161,18 +167,18 @@ class ChunkRunner:
                 for _, answering in under_way:
                     answering.cancel()
                 raise
-            finally:  # what they ask for is paid, and saved
+            finally:  # calls in flight are paid for: their answers are saved
                 await asyncio.gather(*(answering for _, answering in under_way), return_exceptions=True)
 
     @asynccontextmanager
     async def _share(self) -> AsyncIterator[asyncio.Semaphore]:
-        """Open the connection that chunks in this process share, and yield the line in which they wait."""
+        """Open the connection that the chunks of this process share, and yield the semaphore that they queue at."""
         turns = asyncio.Semaphore(1 if self._is_local else self._at_once)
         if not self._is_local:
             yield turns
             return
         async with open_session(self._config) as session:
-            shared = _Shared(session, self._config, self._progress, asyncio.get_running_loop())
+            shared = _ChunkContext(session, self._config, self._progress, asyncio.get_running_loop())
             token = _shared.set(shared)
             try:
                 yield turns
@@ -184,11 +190,11 @@ class ChunkRunner:
         with closing(QueuePlace(turns)) as turn:
             if self._refused is not None:
                 self._progress.advance(chunk.rows)
-                return leave_out(chunk, self._refused)
+                return skip_chunk(chunk, self._refused)
             title = f"rows {chunk.first_row + 1:,} to {chunk.first_row + chunk.rows:,}"
             answers = await (self._ask_here(chunk, title, turn) if self._is_local else self._ask_cluster(chunk, title))
         self._failed_calls = self._failed_calls + answers.calls if answers.lacks_all_answers else 0
-        if self._failed_calls >= _HOPELESS:
+        if self._failed_calls >= _MAX_FAILED_CALLS:
             self._refused = self._refused or answers.first_failure
         return answers
 
@@ -204,21 +210,21 @@ class ChunkRunner:
 
     async def _ask_cluster(self, chunk: Chunk, title: str) -> ChunkAnswers:
         future = cast(Any, map_chunk).submit(chunk, self._run, title)
-        # On a thread of its own: for as many as a cluster has workers, the event loop has no threads.
+        # On a thread of its own: a cluster may have more workers than the event loop's executor has threads.
         found = await asyncio.wrap_future(start_daemon(partial(future.result, raise_on_failure=False), title))
         self._progress.advance(chunk.rows)
         return cast(ChunkAnswers, raise_if_error(found))
 
 
 def _share_limits(config: Config, shares: int) -> dict[str, int | None]:
-    """Return the part of the limits that one of so many chunks at once may use."""
+    """Return the limits of one chunk, when `shares` chunks run at once."""
     names = ("request_concurrency", "requests_per_minute", "tokens_per_minute")
     limits = {name: getattr(config, name) for name in names}
     return {name: limit and max(1, limit // shares) for name, limit in limits.items()}
 
 
 def _count_workers(runner: Any) -> int:
-    """Return how many tasks the cluster of a task runner works on at once, as far as that can be found out."""
+    """Return how many tasks the cluster of a task runner runs at once, or a default if it does not report that."""
     count_threads = getattr(getattr(runner, "client", None), "nthreads", None)  # of Dask
     if count_threads is not None:
         threads: int = sum(count_threads().values())

@@ -1,4 +1,4 @@
-"""collect: bring home what the providers' batch systems have finished. Made to be run on a schedule."""
+"""collect: collect the answers of finished batches from the providers. Made to run on a schedule."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from pollux_flows.jobs.collector import collect_jobs
 
 @sync_form("collect")
 async def collect(jobs: Sequence[str] | None = None) -> CollectReport:
-    """Look at deferred jobs, and keep the answers of those that are done. That others are not done is no failure.
+    """Check deferred jobs, and save the answers of those that are done. Jobs still in progress are no failure.
 
-    It may be run as often as one likes, at the same time as others, and be killed at any moment.
+    Safe to run as often as you like, concurrently with other runs, and to kill at any moment.
 
     Args:
-        jobs: The names of the jobs to look at; empty for all that are not collected yet.
+        jobs: The names of the jobs to check; empty for all that are not collected yet.
     """
     return await collect_jobs(jobs)
 

@@ -1,4 +1,4 @@
-"""converse: a conversation that goes on from run to run, with tools that the model calls."""
+"""converse: a conversation that continues from run to run, with tools that the model may call."""
 
 from collections.abc import Sequence
 
@@ -25,22 +25,22 @@ async def converse(
     max_cost_usd: float | None = None,
     budget: PolluxBudget | None = None,
 ) -> ResultEnvelope:
-    """Ask one thing in a conversation, which any later run goes on with by its name.
+    """Ask one prompt in a conversation, which any later run can continue by its name.
 
     Args:
-        prompt: What is asked.
+        prompt: The prompt.
         provider: The PolluxProvider that answers.
-        conversation: The name of the conversation to go on with, or to begin. Left out, one begins under a new name,
-            which the envelope and the page of the run show.
-        sources: What the prompt is about. Later prompts may refer to it.
+        conversation: The name of the conversation to continue or begin. If empty, one begins under a new name, which
+            the envelope and the page of the run show.
+        sources: The files, addresses and texts that the prompt is about. Later prompts may refer to them.
         options: How to answer this prompt.
-        output: Where the answer is to be written as well: a .jsonl or .csv file or, with a slash at its end, a folder;
-            on this machine, or an address such as s3://bucket/answers.csv.
+        output: A file that the answer is also written to: .jsonl or .csv or, ending in a slash, a folder; on this
+            machine, or an address such as s3://bucket/answers.csv.
         tools: Python functions that the model may call, as import strings: my_package.tools:get_weather.
         max_rounds: How many times the model may call tools before it answers.
-        tool_timeout_s: How long one call of a tool may take, in seconds.
-        max_cost_usd: The most that the answers to this prompt cost. The model is asked if that surely fits.
-        budget: A PolluxBudget that the run shares with others. A call must fit into both.
+        tool_timeout_s: How long one tool call may take, in seconds.
+        max_cost_usd: The most that the answers to this prompt may cost. A call is made only if it is sure to fit.
+        budget: A PolluxBudget that this run shares with others. A call must fit into both budgets.
     """
     return await answer_turn(
         prompt,

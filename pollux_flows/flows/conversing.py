@@ -1,8 +1,8 @@
-"""Conversing: one turn of a stored conversation, from the prompt, through calls of tools, to the answer.
+"""Conversing: one turn of a stored conversation, from the prompt, through tool calls, to the answer.
 
-Each round asks the model once, through the same tasks as any other prompt, so its answer is in the journal before
-anything is done with it. So is the result of each tool. A retry takes both from there and goes on where the run
-stopped; the turn is added to the conversation at its end, once.
+Each round asks the model once, through the same tasks as any other prompt, so its answer is in the journal before it
+is used. So is the result of each tool. A retry reuses both and continues where the run stopped. The turn is added to
+the conversation once, at its end.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _NEW: Final = "conversation-{}"
 _NEW_NAME: Final = re.compile(r"conversation-[0-9a-f]{12}")
 _SHOWN_TURNS: Final = 12
 _TOO_LONG: Final = (
-    "The conversation and this prompt are more than the model can read. Begin another conversation, with a summary of "
-    "this one as its first prompt, or go on with a model that has a larger context."
+    "The conversation and this prompt are longer than the model's context. Begin another conversation, with a summary "
+    "of this one as its first prompt, or go on with a model that has a larger context."
 )
 
 
@@ -67,14 +67,14 @@ async def answer_turn(
     """Answer one prompt in a conversation, add the exchange to it, and return the envelope of the answer."""
     options = options or Options()
     _check(options, max_rounds, tool_timeout_s)
-    name = None if conversation is None else conversations.read_name(conversation)
+    name = None if conversation is None else conversations.normalize_name(conversation)
     here = await lineage()
     if here is None:
-        raise InternalError("A turn of a conversation is answered outside a flow run.")
+        raise InternalError("answer_turn was called outside a flow run.")
     if here.is_deep:
         raise ConfigurationError(
-            "A conversation cannot go on within a task, or within a flow that another flow calls: a retry finds "
-            "answers by what they ask, and could not tell apart two turns that ask the same.",
+            "converse cannot run within a task or a sub-flow: a retry finds saved answers by their prompts, and could "
+            "not tell two equal turns apart.",
             hint="Call converse in the outermost flow itself; aconverse with asyncio.gather runs several. Or start its "
             "deployment with run_deployment(…, as_subflow=False).",
         )
@@ -103,12 +103,12 @@ async def answer_turn(
 def _check(options: Options, max_rounds: int, tool_timeout_s: float) -> None:
     if options.history is not None or options.continue_from is not None:
         raise ConfigurationError(
-            "A stored conversation has a history of its own.",
+            "The options have a history, and a stored conversation has its own.",
             hint="Leave history and continue_from out of the options, or use the flow realtime.",
         )
     if options.tools is not None:
         raise ConfigurationError(
-            "The options declare tools, and nothing would run them.",
+            "The options declare tools, which converse cannot run.",
             hint='Pass the functions: tools=["my_package.tools:get_weather"]; or use continue_tool.',
         )
     if max_rounds < 1:
@@ -120,12 +120,12 @@ def _check(options: Options, max_rounds: int, tool_timeout_s: float) -> None:
 
 
 def _log_waiting(owner: str) -> None:
-    get_run_logger().info("Another run is at work in this conversation (%s): waiting for its end.", owner)
+    get_run_logger().info("Another run uses this conversation (%s): waiting for it to end.", owner)
 
 
 @dataclass
 class _Turn:
-    """A prompt on its way to an answer."""
+    """One prompt of a conversation, with the rounds that it took so far."""
 
     prompt: str
     provider: PolluxProvider
@@ -144,7 +144,7 @@ class _Turn:
     outcomes: list[Outcome] = field(default_factory=list)
 
     async def answer(self, max_rounds: int) -> ResultEnvelope:
-        """Find the answer that an earlier attempt of the run has, or ask; then call tools until there is an answer."""
+        """Reuse the answer of an earlier attempt of the run, or ask; then run tools until the model answers."""
         stored, found = await self._load(), None
         base = 0
         for base in await self._bases(stored):
@@ -164,9 +164,9 @@ class _Turn:
                 break
             if number == max_rounds:
                 raise ToolError(
-                    f"The model has called tools {count_of(max_rounds, 'time')} and still has not answered.",
-                    hint="Raise max_rounds, or say in the prompt or in the tools' results when it is enough. The"
-                    " conversation is as it was.",
+                    f"The model has called tools {count_of(max_rounds, 'time')} and has not answered yet.",
+                    hint="Raise max_rounds, or say in the prompt or in the results of the tools when to stop. The"
+                    " conversation was not changed.",
                 )
             results = await self._run_tools(answered.outcomes[0].identity, envelope.tool_calls[0])
             answered = await self._ask([None], (), with_results(envelope, results))
@@ -181,7 +181,7 @@ class _Turn:
         return envelope
 
     async def _load(self) -> StoredConversation | None:
-        """Return the conversation as it is; None for one that begins."""
+        """Return the stored conversation, or None for a new one."""
         log = get_run_logger()
         if self.name is None:
             return None
@@ -190,26 +190,26 @@ class _Turn:
             conversations.check_size(self.store, stored)
             last = f"{datetime.fromtimestamp(stored.exchanges[-1].at, UTC):%Y-%m-%d %H:%M} UTC"
             count = count_of(len(stored.exchanges), "exchange")
-            log.info("Goes on with the conversation %r: %s, the last on %s.", self.name, count, last)
+            log.info("Continuing the conversation %r: %s, the last on %s.", self.name, count, last)
         elif _NEW_NAME.fullmatch(self.name) and not await self.records.load_bases(self.name, self.prompt):
             raise ConfigurationError(
                 f"There is no conversation {self.name!r} in {self.store.where}: it was deleted, has expired, or is in"
                 " another state.",
-                hint="pollux-flows conversations lists those that there are. Leave the name out to begin another.",
+                hint="`pollux-flows conversations` lists the stored ones. Leave the name out to begin another.",
             )
         else:
-            log.info("Begins the conversation %r.", self.name)
+            log.info("Beginning the conversation %r.", self.name)
         return stored
 
     async def _bases(self, stored: StoredConversation | None) -> list[int]:
-        """Return how long the conversation was when an earlier attempt of this run asked, if it was shorter."""
+        """Return the lengths, shorter than now, that the conversation had when earlier attempts of this run asked."""
         if self.name is None or stored is None:
             return []
         bases = await self.records.load_bases(self.name, self.prompt)
         return [base for base in bases if base < len(stored.exchanges)]
 
     def _after(self, stored: StoredConversation | None, base: int) -> Mapping[str, Any]:
-        """Return the first exchanges of the conversation, to go on from."""
+        """Return the state to continue from: the first `base` exchanges of the conversation."""
         turns, response_id = [], None
         if stored is not None and base > 0:
             turns = stored.turns_for(self.target, base)
@@ -217,7 +217,7 @@ class _Turn:
             last = stored.exchanges[base - 1]
             if not last.is_by(self.target):
                 get_run_logger().info(
-                    "The last answer was by %s %s%s: its text is sent, without what only that model can read.",
+                    "The last answer was by %s %s%s: only its text is sent, as this model cannot read the rest.",
                     last.provider,
                     last.model,
                     " in the simulator" if last.use_mock else "" if last.base_url is None else f" at {last.base_url}",
@@ -238,8 +238,8 @@ class _Turn:
         unknown = next((each.cost_unknown for each in self.outcomes if each.cost_unknown), None)
         if (self.max_cost_usd is not None or self.budget is not None) and unknown is not None:
             raise BudgetError(
-                f"Not asked: the budget cannot be enforced any more. {unknown}",
-                hint="Leave it out and run again.",
+                f"Not asked, as the budget can no longer be enforced. {unknown}",
+                hint="Leave the budget out and run again.",
             )
         declared = [tool.declaration for tool in self.tools.values()] or None
         options = self.options.model_copy(update={"continue_from": dict(after), "tools": declared})
@@ -258,7 +258,7 @@ class _Turn:
         return envelope
 
     async def _run_tools(self, answer: str, calls: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-        """Return the results of the calls of one answer. All are made, before the first that failed is raised."""
+        """Return the results of the tool calls of one answer. All are run before the first error is raised."""
         found = await asyncio.gather(*(self._run_tool(answer, call) for call in calls), return_exceptions=True)
         return [
             {"tool_call_id": call["id"], "content": raise_if_error(content)}
@@ -279,10 +279,10 @@ class _Turn:
         return content
 
     async def _append(self, base: int, first: Answered, envelope: ResultEnvelope) -> StoredConversation:
-        """Add the exchange to the conversation, or find that an earlier attempt has."""
+        """Add the exchange to the conversation, unless an earlier attempt has added it."""
         state = envelope.conversation_state
         if state is None:
-            raise InternalError("The envelope of a turn carries no conversation.")
+            raise InternalError("The envelope of a turn has no conversation state.")
         call = first.outcomes[0].identity
         exchange = Exchange(
             run=self.records.run,
@@ -290,13 +290,13 @@ class _Turn:
             at=time.time(),
             base=base,
             **dict(self.target),
-            turns=state["history"][len(first.plan.said.turns) :],
+            turns=state["history"][len(first.plan.history.turns) :],
             response_id=state.get("response_id"),
         )
-        # A new name follows from the run and its call, so that a retry finds what it has begun.
+        # A new name is derived from the run and its call, so that a retry finds the conversation that it began.
         name = self.name or _NEW.format(digest("conversation-name", [self.records.run, call])[:12])
         if self.name is None:
-            get_run_logger().info("The conversation is called %s: go on with conversation=%r.", name, name)
+            get_run_logger().info("The conversation is named %s: continue it with conversation=%r.", name, name)
         return await conversations.append_exchange(self.store, name, exchange)
 
     def _view(self, stored: StoredConversation) -> ConversationView:
@@ -310,7 +310,7 @@ class _Turn:
 
 
 def _explain_overflow(outcome: Outcome) -> Outcome:
-    """Return the outcome with a hint that fits a conversation, where it is too long for the model."""
+    """Return the outcome with a hint about conversations, if it failed because the context is too long."""
     failure = outcome.failure
     if failure is None or failure.error_category != "context_overflow":
         return outcome
@@ -318,7 +318,7 @@ def _explain_overflow(outcome: Outcome) -> Outcome:
 
 
 def _join_rounds(rounds: Sequence[ResultEnvelope]) -> ResultEnvelope:
-    """Return the envelope of the last round, whose numbers count all of them."""
+    """Return the envelope of the last round, with the sums of the numbers of all rounds."""
     if len(rounds) == 1:
         return rounds[0]
     last, metrics = rounds[-1], [each.metrics for each in rounds]
@@ -351,7 +351,7 @@ def _join_rounds(rounds: Sequence[ResultEnvelope]) -> ResultEnvelope:
 
 
 def _add(values: Sequence[Any]) -> Any:
-    """Return the sum of numbers, None if one is unknown; of other values, the last."""
+    """Return the sum of numbers, or None if one is unknown; of other values, return the last."""
     if not isinstance(values[-1], int | float):
         return values[-1]
     return None if any(value is None for value in values) else sum(values)

@@ -1,4 +1,4 @@
-"""estimate: what a run will cost, before anything is spent."""
+"""estimate: estimate the cost of a run before anything is spent."""
 
 from collections.abc import Sequence
 
@@ -30,20 +30,20 @@ async def estimate(
     """Estimate calls, tokens, cost and time of a run, a batch or a table. Nothing is generated or uploaded.
 
     Args:
-        prompts: What would be asked.
-        prompts_from: Where to read the prompts, instead: lines pasted here, or a .txt, .jsonl or .csv file or address.
-            A column or field other than "prompt" is named behind a #, as in questions.csv#question.
-        provider: The PolluxProvider that would answer. It counts the tokens of a sample, if it can; that is free.
-        sources: What the prompts are about.
+        prompts: The prompts.
+        prompts_from: Where to read the prompts from instead: pasted lines, or a .txt, .jsonl or .csv file or address.
+            Name a column or field other than "prompt" after a #, as in questions.csv#question.
+        provider: The PolluxProvider that would answer. If it can, it counts the tokens of a sample, which is free.
+        sources: The files, addresses and texts that the prompts are about.
         options: How to answer.
-        each_source: Whether the prompts are about each source by itself, as in a broadcast.
-        table: Estimate a prompt over each row of this table instead, as map_rows asks it.
-        prompt: That prompt, with columns in braces, as in "Summarize {title}: {body}".
+        each_source: Whether the prompts are asked about each source separately, as in a broadcast.
+        table: Estimate a prompt about each row of this table instead, as map_rows asks it.
+        prompt: The prompt for each row, with columns in braces, as in "Summarize {title}: {body}".
         source_columns: Columns of the table with sources that the prompt is about.
-        id_column: A column that is to name each row once; a table that names one twice is refused.
+        id_column: A column with a unique id for each row; a table in which an id occurs twice is refused.
         limit: How many rows to read; empty for all.
-        reuse: Which answers would not be asked for again: "always", those of any earlier run; "run" and "never", none
-            that are there before the run begins. Empty: "always" for a table, "run" elsewhere.
+        reuse: Which saved answers would be reused: "always", those of any earlier run; "run" and "never", none that
+            exist before the run begins. Empty: "always" for a table, otherwise "run".
         max_age: With "always", how old another run's answer may be, in seconds.
     """
     if table is not None or prompt is not None:

@@ -1,4 +1,4 @@
-"""Estimating: the way from prompts, or a table, to a published estimate."""
+"""Estimating: estimate prompts or a table, and publish the estimate."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def estimate_run(
     prompts_from: str | None = None,
     each_source: bool = False,
 ) -> Estimate:
-    """Estimate what a run would take, publish it, and log its cost."""
+    """Estimate a run, publish the estimate, and log its cost."""
     prompts = await read_prompts(prompts, prompts_from)
     config = await provider.config()
     requested = await find_requested_cache(None, options, BlockRegistry())
@@ -59,10 +59,10 @@ async def estimate_rows(
     limit: int | None = None,
     others: Sequence[object] = (),
 ) -> Estimate:
-    """Estimate what a prompt over each row of a table would take, publish it, and log its cost."""
+    """Estimate a prompt about each row of a table, publish the estimate, and log its cost."""
     if table is None or prompt is None or others:
         raise ConfigurationError(
-            "A table has one prompt, and its columns say what it is about.",
+            "A table is estimated with one prompt, and without further prompts or sources.",
             hint="Pass table and prompt, and leave prompts, prompts_from and sources out.",
         )
     config = await provider.config()

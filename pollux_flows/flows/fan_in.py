@@ -25,22 +25,23 @@ async def fan_in(
     max_cost_usd: float | None = None,
     budget: PolluxBudget | None = None,
 ) -> ResultEnvelope:
-    """Ask one thing about many sources together.
+    """Ask one prompt about many sources together.
 
     Args:
-        prompt: What is asked.
+        prompt: The prompt.
         provider: The PolluxProvider that answers.
-        sources: What the prompt is about.
+        sources: The files, addresses and texts that the prompt is about.
         options: How to answer.
-        output: Where the answers are to be written as well, all of them: a .jsonl or .csv file or, with a slash at its
-            end, a folder; on this machine, or an address such as s3://bucket/answers.csv.
+        output: A file that all answers are also written to: .jsonl or .csv or, ending in a slash, a folder; on this
+            machine, or an address such as s3://bucket/answers.csv.
         cache: The PolluxCache that the prompts are about, by name, or "auto": hold the sources in a cache of the
-            provider while the run lasts, where that is cheaper. It changes no answer.
-        reuse: Which answers are not asked for again: "run", those of this run, when it is retried; "always", any
-            earlier run's as well; "never", none.
+            provider while the run lasts, where that is cheaper. The answers do not change.
+        reuse: Which saved answers are reused: "run", those of this run when it is retried; "always", those of any
+            earlier run too; "never", none.
         max_age: With "always", how old another run's answer may be, in seconds.
-        max_cost_usd: The most that answers, and caches that the run creates, cost. A call is made if it surely fits.
-        budget: A PolluxBudget that the run shares with others. A call must fit into both.
+        max_cost_usd: The most that the answers, and caches that the run creates, may cost. A call is made only if it is
+            sure to fit.
+        budget: A PolluxBudget that this run shares with others. A call must fit into both budgets.
     """
     return await answer(
         "fan-in",

@@ -29,27 +29,28 @@ async def fan_out(
     require_approval: bool = False,
     calls_per_task: int | None = None,
 ) -> ResultEnvelope:
-    """Ask many things about the same sources.
+    """Ask many prompts about the same sources.
 
     Args:
-        prompts: What is asked.
-        prompts_from: Where to read the prompts, instead: lines pasted here, or a .txt, .jsonl or .csv file or address.
-            A column or field other than "prompt" is named behind a #, as in questions.csv#question.
+        prompts: The prompts.
+        prompts_from: Where to read the prompts from instead: pasted lines, or a .txt, .jsonl or .csv file or address.
+            Name a column or field other than "prompt" after a #, as in questions.csv#question.
         provider: The PolluxProvider that answers.
-        sources: What the prompts are about.
+        sources: The files, addresses and texts that the prompts are about.
         options: How to answer.
-        output: Where the answers are to be written as well, all of them: a .jsonl or .csv file or, with a slash at its
-            end, a folder; on this machine, or an address such as s3://bucket/answers.csv.
+        output: A file that all answers are also written to: .jsonl or .csv or, ending in a slash, a folder; on this
+            machine, or an address such as s3://bucket/answers.csv.
         cache: The PolluxCache that the prompts are about, by name, or "auto": hold the sources in a cache of the
-            provider while the run lasts, where that is cheaper. It changes no answer.
-        reuse: Which answers are not asked for again: "run", those of this run, when it is retried; "always", any
-            earlier run's as well; "never", none.
+            provider while the run lasts, where that is cheaper. The answers do not change.
+        reuse: Which saved answers are reused: "run", those of this run when it is retried; "always", those of any
+            earlier run too; "never", none.
         max_age: With "always", how old another run's answer may be, in seconds.
-        max_cost_usd: The most that answers, and caches that the run creates, cost. A call is made if it surely fits.
-        budget: A PolluxBudget that the run shares with others. A call must fit into both.
+        max_cost_usd: The most that the answers, and caches that the run creates, may cost. A call is made only if it is
+            sure to fit.
+        budget: A PolluxBudget that this run shares with others. A call must fit into both budgets.
         on_partial: When some prompts have no answer, "fail" the run, so that it can be retried, or "complete" it.
-        require_approval: Before anything is asked, wait until a person has seen the estimate and resumes the run.
-        calls_per_task: How many calls a task run makes; empty for one each, up to 32 task runs.
+        require_approval: Before the first call, wait until a person has seen the estimate and resumes the run.
+        calls_per_task: How many calls each task run makes; empty for one call per task run, up to 32 task runs.
     """
     return await answer(
         "fan-out",

@@ -1,11 +1,11 @@
-"""Keeps garbage collections short while a run is under way.
+"""Keeps garbage collections short while a run is in progress.
 
-Prefect is 370,000 objects, and all answers wait for the quarter of a second that it takes to look through them. So the
-objects that exist when a run starts are frozen until it ends. Runs overlap, in threads or as sub-flows: the first one
-freezes, the last one unfreezes.
+Prefect loads 370,000 objects, and a full collection that traverses them stops all calls for a quarter of a second. So
+the objects that exist when a run starts are frozen until it ends. Runs overlap, in threads or as sub-flows: the first
+one freezes, the last one unfreezes.
 
-A program that froze its heap for itself keeps it frozen. Python counts frozen objects one by one (up to 0.1 s), so they
-are counted once: a process that was found frozen counts as frozen from then on.
+The heap of a program that called gc.freeze() itself stays frozen. Python counts frozen objects one by one (up to
+0.1 s), so they are counted once: a process that was found frozen counts as frozen from then on.
 """
 
 from __future__ import annotations

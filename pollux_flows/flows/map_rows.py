@@ -36,7 +36,7 @@ async def map_rows(
     rows_per_chunk: int | None = None,
     require_approval: bool = False,
 ) -> MapReport:
-    """Ask one prompt over each row of a table, and write the table with the answers as further columns.
+    """Ask one prompt about each row of a table, and write the table with the answers as additional columns.
 
     Args:
         table: A .parquet, .jsonl or .csv file, or a folder of parquet with a slash at its end; on this machine, or an
@@ -44,23 +44,23 @@ async def map_rows(
         prompt: The prompt, with columns in braces, as in "Summarize {title}: {body}". Write {{ for a brace.
         provider: The PolluxProvider that answers.
         output: Where the table with the answers is written, in one of these formats; empty for the result storage.
-        id_column: A column that is to name each row once; a table that names one twice is refused.
+        id_column: A column with a unique id for each row; a table in which an id occurs twice is refused.
         source_columns: Columns with sources that the prompt is about: texts, paths, addresses, or lists of them.
-        columns: Which columns of the table the output has, besides the answers; empty for all.
-        answer_column: The name of the column for the answers. The other columns of an answer are named after it.
+        columns: The columns of the table that the output has, besides the answers; empty for all.
+        answer_column: The name of the column for the answers, and the prefix of the other columns of an answer.
         options: How to answer.
-        delivery: "realtime", or "deferred" for batches, which cost less and take up to a day.
-        reuse: Which answers are not asked for again: "always", those of any run; "run", those of this run, when it is
-            retried; "never", none.
+        delivery: "realtime", or "deferred" for batches, which cost less and may take a day.
+        reuse: Which saved answers are reused: "always", those of any run; "run", those of this run when it is retried;
+            "never", none.
         max_age: With "always", how old another run's answer may be, in seconds.
-        max_cost_usd: The most that the answers cost. A row is asked if it surely fits; the others have the status
-            "budget". A batch is submitted if all of it surely fits.
-        budget: A PolluxBudget that the run shares with others. A call must fit into both. Not for batches.
+        max_cost_usd: The most that the answers may cost. A row is asked only if it is sure to fit; the others get the
+            status "budget". A batch is submitted only if all of it is sure to fit.
+        budget: A PolluxBudget that this run shares with others. A call must fit into both budgets. Not for batches.
         limit: How many rows to read; empty for all.
         on_partial: When some rows have no answer, "complete" the run, or "fail" it, so that it can be retried.
-        if_exists: What to do when there is an output already: "replace" it once the new one is complete, or "error".
-        rows_per_chunk: How many rows a task run takes; empty for 1,000.
-        require_approval: Before anything is asked, wait until a person has seen the estimate and resumes the run.
+        if_exists: If the output exists already: "replace" it once the new one is complete, or raise an "error".
+        rows_per_chunk: How many rows each task run answers; empty for 1,000.
+        require_approval: Before the first call, wait until a person has seen the estimate and resumes the run.
     """
     return await map_table(
         table,

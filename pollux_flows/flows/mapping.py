@@ -1,4 +1,4 @@
-"""Mapping: the way of a table through its prompt, a chunk at a time, to a table with answers."""
+"""Mapping: answer the rows of a table, a chunk at a time, and write the table with the answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prefect.results import aget_default_result_storage
 from prefect.settings import PREFECT_HOME
 
 from pollux_flows import artifacts
-from pollux_flows.address import file_name, shown
+from pollux_flows.address import file_name, redact_address
 from pollux_flows.artifacts import show_progress
 from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import Target
@@ -33,7 +33,7 @@ from pollux_flows.flows.restrictions import with_restrictions
 from pollux_flows.map_page import Highlights, map_line, render_map
 from pollux_flows.mapping.answer import ChunkAnswers
 from pollux_flows.mapping.columns import AnswerColumns
-from pollux_flows.mapping.report import MapReport, Tally
+from pollux_flows.mapping.report import MapReport, RowTally
 from pollux_flows.mapping.spec import MapSpec
 from pollux_flows.options import Options
 from pollux_flows.output import manifest_path, unreadable_error
@@ -73,21 +73,21 @@ async def map_table(
     rows_per_chunk: int | None,
     needs_approval: bool,
 ) -> MapReport:
-    """Answer the rows of a table and write it with the answers. All that can be refused is refused before a call."""
+    """Answer the rows of a table and write it with the answers. Invalid arguments are refused before the first call."""
     here = await lineage()
     if here is None:
-        raise InternalError("A table is mapped by a flow, and no flow run is at hand.")
+        raise InternalError("map_table was called outside a flow run.")
     _check_counts(limit=limit, rows_per_chunk=rows_per_chunk)
     if terms.budget is not None and delivery == "deferred":
         raise ConfigurationError(
-            "A PolluxBudget holds for calls that are made now, and delivery is 'deferred'.",
-            hint="Leave budget out, and pass max_cost_usd, which holds for a batch, too.",
+            "A PolluxBudget applies to realtime calls only, and delivery is 'deferred'.",
+            hint="Leave budget out, and pass max_cost_usd, which also applies to a batch.",
         )
     config = await provider.config()
     spec = make_spec(prompt, source_columns, config.target, options)
     spec.check()
     answer_columns = AnswerColumns(answer_column, spec.options)
-    async with _open_output(output, table, here, if_exists) as place:
+    async with _open_output(output, table, here, if_exists) as opened:
         scanned = await asyncio.to_thread(
             scan_table,
             table,
@@ -96,12 +96,12 @@ async def map_table(
             need=[*spec.columns, *(columns or ())],
             id_column=id_column,
         )
-        kept = list(dict.fromkeys(columns or scanned.columns))
-        answer_columns.check_names(kept)
+        output_columns = list(dict.fromkeys(columns or scanned.columns))
+        answer_columns.check_names(output_columns)
         get_run_logger().info(
             "Planned %s of %s, in %s, for %s %s.",
             count_of(scanned.rows, "row"),
-            shown(table),
+            redact_address(table),
             count_of(len(scanned.chunks), "chunk"),
             provider.provider,
             provider.model,
@@ -111,28 +111,28 @@ async def map_table(
             await require_approval(lambda: estimate_scanned(scanned, spec, config, terms))
         scope = _make_scope(here, terms.reuse)
         run = MapRun(spec, _share_answers(terms, here), scope, await store_id(open_store()), provider.name)
-        mapping = _Mapping(scanned, kept, answer_columns)
+        mapping = _Mapping(scanned, output_columns, answer_columns)
         async with show_progress(scanned.rows, "Rows answered") as progress:
             runner = (
                 ChunkRunner(config, run, progress)
                 if delivery == "realtime"
                 else BatchRunner(provider, config, run, progress)
             )
-            report = await mapping.write(place, runner)
+            report = await mapping.write(opened, runner)
     await _publish(spec, report, mapping.highlights)
     failure = mapping.tally.first_failure
     if failure is not None and (on_partial == "fail" or not report.answered):
         if isinstance(runner, BatchRunner):
             await runner.mark_failed()
         error = failure.error(config.provider)
-        without = f"{report.unanswered:,} of {count_of(report.rows, 'row')} have no answer."
-        error.message = f"{without} The first: {error.message}"
+        summary = f"{report.unanswered:,} of {count_of(report.rows, 'row')} have no answer."
+        error.message = f"{summary} The first: {error.message}"
         raise error
     return report
 
 
 def make_spec(prompt: str, source_columns: Sequence[str], target: Target, options: Options | None) -> MapSpec:
-    """Return how the rows of a table become calls. Paths in it lead nowhere but to the working folder and below."""
+    """Return how the rows of a table become calls. Paths in its cells must be in or below the working folder."""
     return MapSpec(
         prompt=prompt,
         source_columns=list(source_columns),
@@ -145,31 +145,30 @@ def make_spec(prompt: str, source_columns: Sequence[str], target: Target, option
 
 @dataclass(frozen=True)
 class _Mapping:
-    """A table that was scanned, on its way to its output."""
+    """A scanned table, its output columns, and the counts and examples for the report of the run."""
 
     table: Table
-    kept: Sequence[str]
+    output_columns: Sequence[str]
     columns: AnswerColumns
-    tally: Tally = field(default_factory=Tally)
+    tally: RowTally = field(default_factory=RowTally)
     highlights: Highlights = field(default_factory=Highlights)
 
-    async def write(self, place: _Place, runner: ChunkRunner | BatchRunner) -> MapReport:
-        """Write the rows with their answers as they come."""
-        kept = replace(self.table, columns=list(self.kept))
-        writer = await asyncio.to_thread(TableWriter, place.path, kept, self.columns.added)
+    async def write(self, output: _Output, runner: ChunkRunner | BatchRunner) -> MapReport:
+        """Write the rows with their answers, chunk by chunk, and return the report."""
+        output_table = replace(self.table, columns=list(self.output_columns))
+        writer = await asyncio.to_thread(TableWriter, output.path, output_table, self.columns.added)
         with writer:
-            async with aclosing(
-                runner.answer(self.table.chunks)
-            ) as answered:  # calls under way end before the run does
+            # Closed explicitly, so that calls in flight end before the run does.
+            async with aclosing(runner.answer(self.table.chunks)) as answered:
                 async for chunk, answers in answered:
                     await asyncio.to_thread(self._write_chunk, writer, chunk, answers)
-            report = self.tally.report(self.table.address, place.shown, place.run)
+            report = self.tally.report(self.table.address, output.shown, output.run)
             await asyncio.to_thread(writer.complete, report)
         return report
 
     def _write_chunk(self, writer: TableWriter, chunk: Chunk, answers: ChunkAnswers) -> None:
         rows: list[dict[str, Any]] = []
-        cells = zip(read_chunk(chunk, self.kept), self.tally.add(answers), strict=True)
+        cells = zip(read_chunk(chunk, self.output_columns), self.tally.add(answers), strict=True)
         for number, (row, (answer, is_reused)) in enumerate(cells, start=chunk.first_row + 1):
             self.highlights.add(number, answer)
             rows.append(row | self.columns.cells(answer, is_reused=is_reused))
@@ -177,44 +176,44 @@ class _Mapping:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where the output is written, and how people are told of it."""
+class _Output:
+    """The path of the output, the path as it is shown to people, and the run that writes it."""
 
     path: str
     shown: str
     run: str
-    """The run that writes it. It outlives attempts."""
+    """The id of the run, which stays the same when the run is retried."""
 
 
 @asynccontextmanager
 async def _open_output(
     output: str | None, table: str, here: Lineage, if_exists: Literal["replace", "error"]
-) -> AsyncIterator[_Place]:
-    """Yield the place of the output; without one, a file in the result storage of the run."""
+) -> AsyncIterator[_Output]:
+    """Yield the output to write; by default, a file in the result storage of the run."""
     run = here.scope.place or str(here.outermost.id)
     if output is not None:
         path = await asyncio.to_thread(resolve_table_output, output)
         if if_exists == "error" and await asyncio.to_thread(_is_of_another_run, path, run):
             raise ConfigurationError(
-                f"The output {shown(path)!r} exists already.",
+                f"The output {redact_address(path)!r} exists already.",
                 hint="Name another one, or pass if_exists='replace'.",
             )
-        yield _Place(path, path, run)
+        yield _Output(path, path, run)
         return
     storage = await aget_default_result_storage()
     name = f"pollux-tables/{here.flow_run.id}{_ending_of(table)}"
     if isinstance(storage, LocalFileSystem) and storage.basepath:
         path = await asyncio.to_thread(resolve_table_output, f"{storage.basepath}/{name}")
-        yield _Place(path, path, run)
+        yield _Output(path, path, run)
         return
     with tempfile.TemporaryDirectory(prefix="pollux-") as folder:
         file = Path(folder) / f"table{_ending_of(table)}"
-        yield _Place(str(file), name, run)
+        yield _Output(str(file), name, run)
         await storage.write_path(name, await asyncio.to_thread(file.read_bytes))
 
 
 def _is_of_another_run(path: str, run: str) -> bool:
-    """Return whether there is an output that no attempt at this run has written."""
+    """Return whether the output exists and was not written by an attempt of this run."""
     files, place = find_file_system(path)
     try:
         if not files.exists(place):
@@ -227,16 +226,16 @@ def _is_of_another_run(path: str, run: str) -> bool:
 
 
 def _ending_of(table: str) -> str:
-    """Return the ending of an output in the format of the table."""
+    """Return the file extension of an output in the format of the table."""
     ending = Path(file_name(table)).suffix.lower()
     return ending if ending in {".csv", ".jsonl"} else ".jsonl" if ending == ".ndjson" else ".parquet"
 
 
 def _share_answers(terms: Terms, here: Lineage) -> Terms:
-    """Return the terms of a run whose equal rows share an answer.
+    """Return the terms under which equal rows share one answer.
 
-    So a row takes any answer to its call. What `reuse` decides is how old that may be: any age, or no older than the
-    outermost run, or no older than the run at hand.
+    A row reuses any answer to its call, so `reuse` only limits the age: any age, no older than the outermost run, or
+    no older than the current run.
     """
     began = (here.flow_run if terms.reuse == "never" else here.outermost).start_time
     since: float | None = time.time() if began is None else began.timestamp()

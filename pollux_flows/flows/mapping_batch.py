@@ -1,8 +1,7 @@
-"""Mapping by batches: the rows without an answer become one deferred job, whose answers are saved for the table.
+"""Mapping in batches: submit the rows without an answer as one deferred job, and save its answers for the table.
 
 The run is suspended while the provider works. When it is resumed it starts from its first line, finds its job by its
-name, and saves what the job brought under the identities of the rows' calls. From then on a row finds its answer as it
-finds any other.
+name, and saves its answers under the identities of the rows' calls. From then on they are reused like any others.
 
 A row that a job of another run asks is not submitted a second time: this run waits for that job, and saves its answers,
 as the other run may end before it does so. Two runs that start within the same seconds do not see each other's jobs.
@@ -49,7 +48,7 @@ _RECENT_S: Final = 86_400.0
 
 @dataclass
 class BatchRunner:
-    """Answers the chunks of a table by a deferred job."""
+    """Answers the chunks of a table with one deferred job."""
 
     provider: PolluxProvider
     config: Config
@@ -75,12 +74,12 @@ class BatchRunner:
             self.progress.advance(chunk.rows)
 
     async def mark_failed(self) -> None:
-        """Let a retry of the run submit again what was not answered."""
+        """Record that the run failed, so that its retry submits the unanswered prompts again."""
         if self.job is not None:
             await mark_failed(self.job)
 
     async def _find_unanswered(self, chunks: Sequence[Chunk]) -> dict[str, Question]:
-        """Return what has no saved answer, by identity, each question once."""
+        """Return the questions without a saved answer, by the identity of their call, each once."""
         run = self.run
         missing: dict[str, Question] = {}
         for chunk in chunks:
@@ -89,9 +88,9 @@ class BatchRunner:
         return missing
 
     async def _run_job(self, missing: Mapping[str, Question]) -> dict[str, Outcome | None]:
-        """Submit a job for these questions, wait for it and save its answers.
+        """Submit a job for these questions, wait for it, and save its answers.
 
-        Return the identities of its calls, each with its outcome if it was not answered.
+        Return the identities of its calls, each with its outcome if it has no answer.
         """
         if not missing:
             return {}
@@ -205,7 +204,7 @@ async def _save_answers(job: Job, run: str, wanted: Collection[str] | None = Non
 
 
 def _with_cost(item: Item, identity: str) -> Outcome:
-    """Return what a job brought to a call of the table, with all that was paid for it."""
+    """Return the outcome of a call of the table, with everything that was paid for it in the job."""
     paid_before = sum(outcome.cost_usd or 0.0 for outcome in item.earlier)
     return item.outcome.model_copy(update={"identity": identity, "paid_before_usd": paid_before, "reused": "run"})
 

@@ -1,8 +1,9 @@
-"""Restrictions: what the parameters of a deployed run may reach, when the deployment itself does not name it.
+"""Restrictions: the files, variables, schemas and tools that the parameters of a deployed run may name.
 
-Only a run that a deployment started, of a flow of ours, has restrictions. A person's own script has none, nor has a
-flow of theirs that calls ours: such a call is a run without a deployment. One that they start by `run_deployment` does
-have restrictions: its parameters came through the API, where any starter may name any run as the parent.
+Anything that the deployment itself names is allowed. Only runs of this package's flows that a deployment started have
+restrictions. A user's script has none, nor has a user's flow that calls one of ours, as that call is a run without a
+deployment. A run that is started with `run_deployment` does have restrictions: its parameters came through the API,
+where any caller may name any run as the parent.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ async def _restrictions_of_run() -> Restrictions | None:
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or context.flow_run.deployment_id is None:
         return None
-    if type(context.flow).__module__ != _FORMS:  # a deployed flow of theirs, in which ours is a plain function
+    if type(context.flow).__module__ != _FORMS:  # a user's deployed flow that calls ours as a plain function
         return None
     own = await _own_parameters(context.flow_run)
     return Restrictions(
@@ -62,7 +63,7 @@ async def _restrictions_of_run() -> Restrictions | None:
 
 
 async def _own_parameters(run: FlowRun) -> Sequence[dict[str, Any]]:
-    """Return the parameters that the deployment and its schedules are set up with."""
+    """Return the parameters that are stored in the deployment and its schedules."""
     if run.deployment_id is None:
         return []
     try:
@@ -80,9 +81,9 @@ async def _folders() -> list[str]:
 
 
 def _environment(run: FlowRun) -> dict[str, str]:
-    """Return the environment without what the starter has put there: a run does not allow itself anything."""
-    brought = (run.job_variables or {}).get("env") or {}
-    return {name: value for name, value in os.environ.items() if name not in brought}
+    """Return the environment without the variables set when the run was started, which must not grant access."""
+    run_variables = (run.job_variables or {}).get("env") or {}
+    return {name: value for name, value in os.environ.items() if name not in run_variables}
 
 
 def _texts(value: Any) -> Iterator[str]:

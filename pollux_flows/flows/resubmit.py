@@ -9,8 +9,8 @@ from pollux_flows.flows.ui_forms import JobField
 async def resubmit(job: JobField) -> str:
     """Submit again the prompts of a collected job that have no answer, and return the name of the job that asks them.
 
-    When that is collected, its answers take their places in the first job's. Of an ambiguous job, the batches that the
-    provider does not have are submitted.
+    Once that job is collected, its answers are added to those of the first job. Of an ambiguous job, the batches that
+    the provider does not have are submitted.
 
     Args:
         job: The PolluxDeferredJob, or its name.

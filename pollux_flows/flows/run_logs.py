@@ -1,7 +1,7 @@
-"""Run logs: a line a phase, a line a failure, and a line for the outcome.
+"""Run logs: one line per phase, one per failure, and one for the outcome.
 
 Prefect logs the end of each task, a failed one twice, and the traceback of an error that the state of the run quotes.
-In the runs of our flows these are left out; the log of every other run is as it was.
+The runs of our flows leave these out; the logs of all other runs are unchanged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OF_TASKS: Final = (
     "Crash detected! Execution was cancelled",
     "Finished in state Crashed('Execution was cancelled",
 )
-# Of a run that is being cancelled, or is suspended: Prefect logs these as errors.
+# Prefect logs these as errors when a run is being cancelled or is suspended.
 _NO_ENDS: Final = ("Finished in state Running()", "Finished in state Suspended(")
 
 

@@ -17,7 +17,7 @@ _GREEK: Final = (
     "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|omicron|pi|rho|sigma|tau|upsilon|phi|chi|"
     "psi|omega"
 )
-# What the forms of both UIs fill in: theta81-cygni-warp, and Handmade-Tiger.
+# The names that the forms of both UIs fill in: theta81-cygni-warp, and Handmade-Tiger.
 _IN_FORMS: Final = re.compile(rf"({_GREEK})\d*-[a-z-]+|[A-Z][a-z]+-[A-Z][A-Za-z ]+")
 
 
@@ -36,7 +36,7 @@ def run_name(kind: str) -> Callable[[], str]:
 
 
 def is_generated(name: str) -> bool:
-    """Return whether the Prefect server or a form made this name up."""
+    """Return whether the Prefect server or a form of its UI generated this name."""
     return _IN_FORMS.fullmatch(name) is not None or all(part in _server_words() for part in name.split("-"))
 
 
@@ -47,7 +47,7 @@ def _server_words() -> frozenset[str]:
 
 
 def _start(parameters: dict[str, Any]) -> str:
-    """Return the start of the first prompt, or the place that the prompts are read from."""
+    """Return the start of the first prompt, or of `prompts_from`."""
     prompts = parameters.get("prompts") or [parameters.get("prompt") or parameters.get("prompts_from")]
     line = next((" ".join(line.split()) for line in str(prompts[0] or "").splitlines() if line.strip()), "")
     return line if len(line) <= _LONGEST_START else line[: _LONGEST_START - 1].rstrip() + "…"

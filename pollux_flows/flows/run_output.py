@@ -1,4 +1,4 @@
-"""Run output: the answers of a run, all of them, in a file that its caller names."""
+"""Run output: all answers of a run, in a file that the caller names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prefect import get_run_logger
 from prefect.context import FlowRunContext
 
 from pollux_flows.access import guards_output
-from pollux_flows.address import shown
+from pollux_flows.address import redact_address
 from pollux_flows.answer_rows import AnswerRow, envelope_rows
 from pollux_flows.output import BUCKETS, Bucket, Manifest, check_writable, output_path, resolve_output, write_output
 from pollux_flows.pages import RunInput, count_of
@@ -21,8 +21,8 @@ from pollux_flows.pricing import Cost, total
 from pollux_flows.result import ResultEnvelope
 
 _HINT: Final = (
-    "Make room, or give the worker the right to write there, and retry the run: answers that are saved are not asked "
-    "for again. `pollux-flows answers` prints them."
+    "Free space, or give the worker write access, and retry the run: saved answers are reused. `pollux-flows answers` "
+    "prints them."
 )
 
 
@@ -34,7 +34,7 @@ class RunOutput:
     is_guarded: bool
 
     async def write(self, run_input: RunInput, envelopes: Sequence[ResultEnvelope]) -> None:
-        """Write a row per prompt, those without an answer included."""
+        """Write one row per prompt, including prompts without an answer."""
         rows = await asyncio.to_thread(lambda: list(_make_rows(run_input, envelopes)))
 
         async def pieces() -> AsyncIterator[Sequence[AnswerRow]]:
@@ -44,15 +44,15 @@ class RunOutput:
         await write_output(
             self.path, pieces(), manifest, what="The answers of this run", hint=_HINT, is_guarded=self.is_guarded
         )
-        get_run_logger().info("Wrote %s to %s.", count_of(len(rows), "row"), shown(self.path))
+        get_run_logger().info("Wrote %s to %s.", count_of(len(rows), "row"), redact_address(self.path))
 
 
 async def prepare_output(kind: str, output: str | None) -> RunOutput | None:
-    """Return the file for the answers of this run, or raise why they cannot be written, before anything is asked."""
+    """Return the output file of this run. Raises before the first call if it cannot be written."""
     if output is None:
         return None
     run = FlowRunContext.get()
-    # In a folder, the attempts of a run share a file, and no other run has it.
+    # In a folder, the attempts of a run share a file that no other run uses.
     name = kind if run is None or run.flow_run is None else f"{kind}-{run.flow_run.id}"
 
     def prepare() -> str:

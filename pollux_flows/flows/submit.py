@@ -1,4 +1,4 @@
-"""submit: hand work in to the provider's batch system, for answers that may come later and cost less."""
+"""submit: submit prompts to the provider's batch system, for answers that cost less and may come later."""
 
 from collections.abc import Sequence
 
@@ -26,17 +26,17 @@ async def submit(
     """Submit prompts about the same sources, and return the name of the PolluxDeferredJob that `collect` collects.
 
     Args:
-        prompts: What is asked.
-        prompts_from: Where to read the prompts, instead: lines pasted here, or a .txt, .jsonl or .csv file or address.
-            A column or field other than "prompt" is named behind a #, as in questions.csv#question.
+        prompts: The prompts.
+        prompts_from: Where to read the prompts from instead: pasted lines, or a .txt, .jsonl or .csv file or address.
+            Name a column or field other than "prompt" after a #, as in questions.csv#question.
         provider: The PolluxProvider that answers: gemini, openai or anthropic.
-        sources: What the prompts are about.
+        sources: The files, addresses and texts that the prompts are about.
         options: How to answer.
-        output: Where the answers are to be written as well, all of them: a .jsonl or .csv file or, with a slash at its
-            end, a folder; on this machine, or an address such as s3://bucket/answers.csv.
-        resubmit: How often failed prompts that may succeed the next time are submitted again by themselves.
-        on_lost: When the provider seems to have no batch of this job, after a crash for instance: "submit" submits it
-            again, "report" leaves that to a person.
+        output: A file that all answers are also written to: .jsonl or .csv or, ending in a slash, a folder; on this
+            machine, or an address such as s3://bucket/answers.csv.
+        resubmit: How often failed prompts that may succeed the next time are submitted again automatically.
+        on_lost: What to do when the provider seems to have no batch of this job, for instance after a crash: "submit"
+            it again, or "report" it and leave that to a person.
         max_cost_usd: Submit nothing if the answers may cost more than this, at batch prices.
         require_approval: Before anything is sent, wait until a person has seen the estimate and resumes the run.
     """

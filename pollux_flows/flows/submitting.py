@@ -1,4 +1,4 @@
-"""Submitting: the way of deferred work to its provider, which three flows take."""
+"""Submitting: create the deferred job of a flow run and submit it to its provider."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ async def submit_job(
     max_cost_usd: float | None = None,
     needs_approval: bool = False,
 ) -> Job:
-    """Submit the job of this run, once however often the run is tried."""
+    """Submit the job of this run, once however often the run is retried."""
     prompts = await read_prompts(prompts, prompts_from)
     store = await BlockJobStore.open()
     if (here := await lineage()) is None:
-        raise InternalError("Deferred work is submitted by a flow, and no flow run is at hand.")
-    asking = _Asking(
+        raise InternalError("submit_job was called outside a flow run.")
+    job_input = _JobInput(
         prompts=prompts,
         sources=sources,
         options=options,
@@ -80,11 +80,11 @@ async def submit_job(
         job = await store.find(name)
         if job is None:
             config = await provider.config()
-            plan = await _create_job(store, name, provider.name, config, asking)
+            plan = await _create_job(store, name, provider.name, config, job_input)
             if plan is not None:
                 return await _submit_rest(store, name, config, plan)
         elif await _take_over(store, job, here):
-            await _warn_if_changed(job, asking)
+            await _warn_if_changed(job, job_input)
             if job.is_submitted or job.manifest is not None:
                 return job
             config = await (JobConfigs().load(job) if job.provider_block else provider.config())
@@ -93,19 +93,19 @@ async def submit_job(
 
 
 async def _names(here: Lineage) -> AsyncIterator[str]:
-    """The names that the job of this flow run may have.
+    """Yield the names that the job of this flow run may have.
 
-    The run itself has one job. Sub-flows that ask the same have one each, which differ by an ordinal.
+    The outermost run has one job. Sub-flows with equal parameters have one each, whose names differ by an ordinal.
     """
     if here.is_outermost:
         yield job_name(str(here.outermost.id))
         return
     for ordinal in count():
-        yield f"deferred-{digest('deferred', [str(here.outermost.id), here.asked, ordinal])[:12]}"
+        yield f"deferred-{digest('deferred', [str(here.outermost.id), here.parameters_digest, ordinal])[:12]}"
 
 
 async def _take_over(store: BlockJobStore, job: Job, here: Lineage) -> bool:
-    """Take over a job that an earlier attempt submitted. False if another sub-flow of this attempt has it."""
+    """Take over a job that an earlier attempt submitted. Return False if another sub-flow of this attempt has it."""
     if here.is_outermost or job.taken_by == here.chain:
         return True
     for pause in backoff_pauses():
@@ -123,12 +123,14 @@ async def _take_over(store: BlockJobStore, job: Job, here: Lineage) -> bool:
     raise AssertionError
 
 
-async def _warn_if_changed(job: Job, asking: _Asking) -> None:
-    """Warn of a source that changed since the job was submitted: it makes no second batch."""
-    if not any(source.source_type == "file" for source in asking.sources):
+async def _warn_if_changed(job: Job, job_input: _JobInput) -> None:
+    """Warn of a source that changed since the job was submitted, as no second batch is submitted for it."""
+    if not any(source.source_type == "file" for source in job_input.sources):
         return
     try:
-        request = make_request(list(asking.prompts), target=job.target, sources=asking.sources, options=asking.options)
+        request = make_request(
+            list(job_input.prompts), target=job.target, sources=job_input.sources, options=job_input.options
+        )
         plan = await asyncio.to_thread(make_plan, request, await read_sources(request))
     except PolluxError as error:
         get_run_logger().warning("The sources of %s cannot be read any more: %s", job.name, error)
@@ -136,7 +138,7 @@ async def _warn_if_changed(job: Job, asking: _Asking) -> None:
     if job.rows is None and fingerprint(plan) != job.fingerprint:
         get_run_logger().warning(
             "A source has changed since %s was submitted. Its answers are about the earlier content; for answers about "
-            "the present one, start a new run.",
+            "the current content, start a new run.",
             job.name,
         )
 
@@ -152,14 +154,15 @@ async def submit_again(name: str, *, within_budget: bool = False) -> str:
             job = lock.job
             if job.state == "ambiguous":
                 async with open_session(await JobConfigs().load(job)) as session:
-                    await reconcile(lock, session, include_lost=True)  # by now a list may show it, or what may be it
+                    # By now a list of the provider may show the batch, or a candidate.
+                    await reconcile(lock, session, include_lost=True)
                 parts = [part.reset() if part.state == "lost" else part for part in lock.job.parts]
                 await lock.save(lock.job.with_parts(parts))
             elif job.manifest is None:
                 raise ConfigurationError(f"{name} is not collected yet.", hint="Collect it first, or wait for it.")
             elif job.child is None:
                 if not (indexes := await find_unanswered(store.storage, job)):
-                    raise ConfigurationError(f"All prompts of {name} have their answer.", hint="Nothing is left to do.")
+                    raise ConfigurationError(f"All prompts of {name} have answers.", hint="Nothing is left to submit.")
                 config, left_usd = await JobConfigs().load(job), None
                 if within_budget and job.max_cost_usd is not None:
                     async with open_session(config) as session:
@@ -173,7 +176,9 @@ async def submit_again(name: str, *, within_budget: bool = False) -> str:
 
 
 @dataclass(frozen=True)
-class _Asking:
+class _JobInput:
+    """The arguments of `submit_job`, and the sub-flow that submits."""
+
     prompts: Sequence[str | None]
     sources: Sequence[Source]
     options: Options | None
@@ -184,52 +189,52 @@ class _Asking:
     max_cost_usd: float | None
     needs_approval: bool
     taken_by: Chain
-    """Where in a flow run the job is waited for, when that is a sub-flow."""
+    """The chain of the sub-flow that waits for the job; empty for an outermost flow run."""
 
 
 async def _create_job(
-    store: BlockJobStore, name: str, saved: str | None, config: Config, asking: _Asking
+    store: BlockJobStore, name: str, provider_block: str | None, config: Config, job_input: _JobInput
 ) -> Plan | None:
-    """Check all that can be refused, and save the job. Nothing is sent yet.
+    """Check the request, and save the job. Nothing is sent to the provider yet.
 
-    None if another sub-flow that asks the same was faster: the name is taken.
+    Return None if another sub-flow with equal parameters was faster and has taken the name.
     """
-    if asking.resubmit < 0:
+    if job_input.resubmit < 0:
         raise ConfigurationError(
-            f"resubmit is {asking.resubmit}.", hint="Pass 0, or how often what failed is tried again."
+            f"resubmit is {job_input.resubmit}.", hint="Pass 0, or how often failed prompts are submitted again."
         )
-    output = None if asking.output is None else resolve_output(asking.output)
-    asked = await tasks.request(
-        pass_opaque(asking.prompts),
+    output = None if job_input.output is None else resolve_output(job_input.output)
+    request = await tasks.request(
+        pass_opaque(job_input.prompts),
         config.target,
-        pass_opaque(asking.sources),
-        asking.options,
-        sources_by_prompt=pass_opaque(asking.sources_by_prompt),
+        pass_opaque(job_input.sources),
+        job_input.options,
+        sources_by_prompt=pass_opaque(job_input.sources_by_prompt),
     )
-    submission.check_request(asked)
-    plan = await tasks.plan(pass_opaque(asked))
+    submission.check_request(request)
+    plan = await tasks.plan(pass_opaque(request))
     async with open_session(config) as session:
         await submission.check_plan(session, plan)
-        if asking.max_cost_usd is not None:
-            check_job_budget(plan, session, asking.max_cost_usd)
-    if asking.needs_approval:
+        if job_input.max_cost_usd is not None:
+            check_job_budget(plan, session, job_input.max_cost_usd)
+    if job_input.needs_approval:
         await require_approval(lambda: estimate_plan(plan, config))
-    if saved is None:
-        _warn_of_a_lost_key(config)
+    if provider_block is None:
+        _warn_of_unsaved_key(config)
     job = await submission.create_job(
         store,
         name,
-        JobRequest.of(asked, plan.contents),
+        JobRequest.of(request, plan.contents),
         plan,
         config.key(),
-        provider_block=saved,
+        provider_block=provider_block,
         output=output,
-        resubmit=asking.resubmit,
-        on_lost=asking.on_lost,
-        taken_by=asking.taken_by,
-        max_cost_usd=asking.max_cost_usd,
+        resubmit=job_input.resubmit,
+        on_lost=job_input.on_lost,
+        taken_by=job_input.taken_by,
+        max_cost_usd=job_input.max_cost_usd,
     )
-    return plan if job.taken_by == asking.taken_by else None
+    return plan if job.taken_by == job_input.taken_by else None
 
 
 async def _submit_rest(store: BlockJobStore, name: str, config: Config, plan: Plan | None = None) -> Job:
@@ -239,7 +244,7 @@ async def _submit_rest(store: BlockJobStore, name: str, config: Config, plan: Pl
         async with open_session(config) as session:
             return await submission.submit_created_job(store, name, session, plan, _publish_submission)
 
-    # What it needs, a key among it, stays in this process: a task's arguments would not.
+    # A closure, as the session holds a key, and the arguments of a task may be stored.
     job = await task(name="submit", task_run_name=f"submit {name}", **UNSTORED)(submit_parts)()
     get_run_logger().info("The job %s is %s.", job.name, job.state)
     return job
@@ -251,8 +256,8 @@ async def _publish_submission(lock: JobLock) -> None:
     await emit_submission_events(lock)
 
 
-def _warn_of_a_lost_key(config: Config) -> None:
-    """Warn that a key which only this process knows will be missing when the answers are collected."""
+def _warn_of_unsaved_key(config: Config) -> None:
+    """Warn if only this process knows the key, which will be missing when the answers are collected."""
     if config.use_mock:
         return
     variable = KEY_VARIABLES[config.provider]

@@ -1,4 +1,4 @@
-"""sweep: delete at the providers what no run has a use for any more."""
+"""sweep: delete files and caches at the providers that no run needs any more."""
 
 import time
 from collections.abc import AsyncIterator
@@ -24,9 +24,9 @@ from pollux_flows.state.store import open_store
 
 @sync_form("sweep")
 async def sweep() -> SweepReport:
-    """Delete idle files and caches, look for those that a killed run left behind, and try failed deletions again.
+    """Delete idle files and caches, find those that a killed run left behind, and retry failed deletions.
 
-    It uses every key that this worker can find: those of saved providers, and those of its environment.
+    Uses every key that this worker can find: those of saved providers, and those of its environment.
     """
     await _check_clock()
     ledger = Ledger(open_store())
@@ -37,7 +37,7 @@ async def sweep() -> SweepReport:
     seen: set[tuple[str, str | None, str | None]] = set()
     async for name, config in _configs(unusable):
         account = (config.provider, config.base_url, config.key())
-        if config.use_mock or account in seen:  # what a simulator keeps ends with its process
+        if config.use_mock or account in seen:  # the files of a simulator end with its process
             continue
         seen.add(account)
         try:
@@ -65,7 +65,7 @@ asweep = async_form(sweep)
 
 
 async def _sweep_caches(config: Config) -> list[str]:
-    """Delete this account's caches that are of no use any more, and return what each was."""
+    """Delete the caches of this account that no run needs any more, and return the name and reason of each."""
     if support(config.provider, "persistent_cache") == "no":
         return []
     blocks, store = BlockRegistry(), open_registry(config)
@@ -79,7 +79,7 @@ async def _sweep_caches(config: Config) -> list[str]:
 
 
 async def _check_clock() -> None:
-    """Refuse to delete by a clock that is wrong: files of other runs would seem to be of no use any more."""
+    """Refuse to delete if the clock is wrong, as files that other runs still use would seem expired."""
     server_time = await read_server_time()
     ahead_s = 0.0 if server_time is None else time.time() - server_time
     if abs(ahead_s) > LARGEST_JUMP_S:

@@ -1,8 +1,8 @@
 """The two forms of a flow: one to call, one to await. Both run async code.
 
-Prefect's own sync flows end by waiting up to a second for their heartbeat thread, and every run connects to the
-server three or four times. These do neither: the sync form runs an async flow to its end, and both share one
-connection among all that a run does.
+Prefect's own sync flows wait up to a second at their end for their heartbeat thread, and every run connects to the
+server three or four times. These do neither: the sync form runs an async flow to completion, and both use one
+connection for the entire run.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _FlowSettings(TypedDict):
     result_serializer: Serializer[Any]
 
 
-# Arguments of a call that are no parameters of the flow.
+# Arguments of a call that are not parameters of the flow.
 _SETTINGS: Final = frozenset({"return_state", "wait_for"})
 _STORED: Final[_FlowSettings] = {"persist_result": True, "result_serializer": DOCUMENTS}
 
@@ -56,23 +56,23 @@ _STORED: Final[_FlowSettings] = {"persist_result": True, "result_serializer": DO
 class _Form(Flow[P, R], Generic[P, R]):
     @property
     def __signature__(self) -> inspect.Signature:
-        """The signature that Prefect makes the form of a deployment from."""
+        """The signature that Prefect generates the form of a deployment from."""
         return form_signature(self.fn)
 
     def _parameters(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments by name, with a column of prompts as a list: no JSON has columns."""
+        """Return the arguments by name, with a dataframe column of prompts converted to a list, as JSON needs it."""
         parameters = get_call_parameters(self.fn, args, kwargs)
         if "prompts" in parameters:
             parameters["prompts"] = column_to_list(parameters["prompts"], "prompts")
         return parameters
 
-    def _serialized(self, parameters: dict[str, Any]) -> bytes:
-        """The parameters as JSON, or a short refusal of what the server would refuse with all of it quoted."""
+    def _serialize(self, parameters: dict[str, Any]) -> bytes:
+        """Return the parameters as JSON. Raises if they are too long, as the server's own error quotes all of them."""
         serialized = orjson.dumps(self.serialize_parameters(parameters))
         size, most = len(serialized), get_current_settings().server.api.max_parameter_size
         if most and size > most:
             raise ConfigurationError(
-                f"The prompts and sources of this run are {size:,} bytes; a Prefect server keeps {most:,} at the most.",
+                f"The prompts and sources of this run are {size:,} bytes; a Prefect server accepts {most:,} at most.",
                 hint="Pass long texts as files (Source.from_file), split the run, use run_many, or raise "
                 "PREFECT_SERVER_API_MAX_PARAMETER_SIZE here and on the server.",
             )
@@ -81,16 +81,16 @@ class _Form(Flow[P, R], Generic[P, R]):
     def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
         settings = {name: kwargs.pop(name) for name in _SETTINGS & kwargs.keys()}
         parameters = self._parameters(args, kwargs)
-        asked = hashlib.sha256(f"{self.name}\n".encode() + self._serialized(parameters)).hexdigest()
-        return self._run(parameters, settings, FlowCall(asked, callers()))
+        digest = hashlib.sha256(f"{self.name}\n".encode() + self._serialize(parameters)).hexdigest()
+        return self._run(parameters, settings, FlowCall(digest, callers()))
 
     async def _run(self, parameters: dict[str, Any], settings: dict[str, Any], call: FlowCall) -> Any:
-        """Run on one connection, and ask the server only once where results are stored."""
+        """Run on one connection, and look up the result storage only once."""
         async with _connection():
             flow = copy(self)
-            flow.fn = _named_after(cast(Any, self.fn), call.asked)
+            flow.fn = _name_by_parameters(cast(Any, self.fn), call.parameters_digest)
             flow.result_storage = self.result_storage or await aget_default_result_storage()
-            # Of a run that was retried and has returned a state, Prefect raises the error of the first attempt.
+            # With return_state=False, Prefect raises the error of the first attempt of a retried run.
             wants_state = settings.pop("return_state", False)
             with frozen_heap(), remember(call):
                 run = cast(
@@ -103,12 +103,12 @@ class _Form(Flow[P, R], Generic[P, R]):
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         if missing := [name for name, value in parameters.items() if value is REQUIRED]:
             raise ConfigurationError(f"{missing[0]} is missing.", hint=f"Every run of {self.name} needs it.")
-        with postponed_schemas():  # what they may import depends on the run, which Prefect enters later
+        with postponed_schemas():  # which schemas may be imported depends on the run, which Prefect enters later
             return super().validate_parameters(parameters)
 
     def with_options(self, *args: Any, **kwargs: Any) -> Any:
         changed = super().with_options(*args, **kwargs)
-        changed.__class__ = type(self)  # Prefect makes a plain Flow of it, which would be called the other way
+        changed.__class__ = type(self)  # Prefect makes it a plain Flow, which would be awaited or not the other way
         return changed
 
 
@@ -116,46 +116,46 @@ shorten_logs_of(_Form)
 
 
 class AsyncForm(_Form[P, Coroutine[Any, Any, R]]):
-    """A flow to await."""
+    """A flow that is awaited."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._start(args, kwargs)
 
 
 class SyncForm(_Form[P, R]):
-    """A flow to call, although its function is async."""
+    """A flow that is called like a function, although its own function is async."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         run = self._start(args, kwargs)
-        # Not from within an `except`, whose error would stand above every error of the run in its log.
-        if _in_a_loop():
+        # Not in an `except` clause: every error of the run would be logged with its RuntimeError as the context.
+        if _has_running_loop():
             return run_coro_as_sync(run)
         return asyncio.run(run)  # which on Ctrl-C lets the run report that it was crashed
 
 
 class _Completed(State[Any]):
-    """A completed run. Prefect looks for futures in all that a flow returns, which takes a third of a rerun's time."""
+    """A completed run. Iterates as empty, as Prefect's search for futures in results takes a third of a rerun."""
 
     def __iter__(self) -> Generator[tuple[str, Any], None, None]:  # noqa: PYI058 (the type of the method it overrides)
         yield from ()
 
 
-def _named_after(function: Callable[..., Coroutine[Any, Any, Any]], asked: str) -> Callable[..., Any]:
-    """The function under a name made of what is asked.
+def _name_by_parameters(function: Callable[..., Coroutine[Any, Any, Any]], digest: str) -> Callable[..., Any]:
+    """Return the function under a name that includes the digest of its parameters.
 
-    In a flow run, Prefect finds the result of a sub-flow by the name of its function and a number, in the order of the
-    calls. A parent that is retried may call in another order, and would get another question's result.
+    In a flow run, Prefect finds the result of a sub-flow by the name of its function and its place in the order of
+    calls. A retried parent may call in a different order, and would get the result for other parameters.
     """
 
     @wraps(function)
     async def named(*args: Any, **kwargs: Any) -> _Completed:
         return _Completed(type=StateType.COMPLETED, data=await function(*args, **kwargs))
 
-    named.__qualname__ = f"{function.__qualname__}-{asked[:16]}"
+    named.__qualname__ = f"{function.__qualname__}-{digest[:16]}"
     return named
 
 
-def _in_a_loop() -> bool:
+def _has_running_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -168,25 +168,25 @@ def _in_a_loop() -> bool:
 
 
 def sync_form(kind: str) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Flow[P, R]]:
-    """Make an async function a flow to call; `kind` is its name."""
+    """Turn an async function into a flow that is called synchronously; `kind` is the name of the flow."""
 
     def form(function: Callable[P, Coroutine[Any, Any, R]]) -> Flow[P, R]:
         _make_prompts_optional(cast(FunctionType, function))
-        # To Prefect the function is async, to the caller the flow is not: no type says both.
+        # Prefect needs an async function, callers a sync flow: no type expresses both.
         return SyncForm(cast(Any, function), name=kind, flow_run_name=run_name(kind), **_STORED)
 
     return form
 
 
 def async_form(form: Flow[P, R]) -> Flow[P, Coroutine[Any, Any, R]]:
-    """Return the form to await of a flow to call. Its function is named like that one's, with an `a` in front."""
+    """Return the async form of a sync flow. Its function has the same name, with an `a` in front."""
     function = _copy(cast(FunctionType, form.fn))
     function.__name__ = function.__qualname__ = f"a{form.fn.__name__}"
     return AsyncForm(cast(Any, function), name=form.name, flow_run_name=run_name(form.name), **_STORED)
 
 
 def _make_prompts_optional(function: FunctionType) -> None:
-    """Let `prompts` be left out where `prompts_from` can stand in, although parameters without a default follow it."""
+    """Make `prompts` optional where `prompts_from` can replace it, although required parameters follow it."""
     if "prompts_from" in (function.__kwdefaults__ or {}):
         defaults = function.__defaults__ or ()
         missing = function.__code__.co_argcount - len(defaults) - 1
@@ -194,7 +194,7 @@ def _make_prompts_optional(function: FunctionType) -> None:
 
 
 def _copy(function: FunctionType) -> FunctionType:
-    """Return a copy, so that it can have a name of its own; Prefect looks up the file that a function stands in."""
+    """Return a copy of a function, which can be renamed. Prefect finds the file of a function by its code."""
     copied = FunctionType(
         function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
     )
@@ -206,7 +206,7 @@ def _copy(function: FunctionType) -> FunctionType:
 
 @asynccontextmanager
 async def _connection() -> AsyncIterator[None]:
-    """The connections to the Prefect server that all of a run finds and uses: the caller's, or new ones."""
+    """Enter the connections to the Prefect server that the run uses: the caller's, or new ones."""
     with SyncClientContext.get() or _new(SyncClientContext):
         existing = AsyncClientContext.get()
         if existing is not None and existing.client.loop is asyncio.get_running_loop():
@@ -219,7 +219,7 @@ async def _connection() -> AsyncIterator[None]:
 def _new(kind: type[Context]) -> Context:
     if not (PREFECT_API_URL.value() or "").startswith("http://"):
         return kind()
-    # Prefect reads all certificates for each client, which takes 20 ms; plain http needs none of them.
+    # Prefect loads all CA certificates for each client, which takes 20 ms; plain http needs none of them.
     context = kind(httpx_settings={"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)})
-    context._httpx_settings = None  # noqa: SLF001 (else only those who ask for the same settings would get it)
+    context._httpx_settings = None  # noqa: SLF001 (otherwise only callers with equal settings would share it)
     return context

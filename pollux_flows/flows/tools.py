@@ -1,8 +1,8 @@
-"""Tools: typed Python functions, named by import string, that a model calls.
+"""Tools: typed Python functions, named by import string, that a model may call.
 
-Pydantic makes the declaration from the signature, and checks the arguments against it. Arguments that do not fit are
-told to the model, which writes better ones. A tool that raises fails the run, as an outage should: to tell the model,
-return a text that says so.
+Pydantic derives the declaration from the signature, and validates the arguments against it. Validation errors are
+returned to the model, which can correct its arguments. A tool that raises fails the run, as an outage should; to
+report a problem to the model, return it as text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
 from pollux_flows.access import check_tool
-from pollux_flows.address import shown_in
+from pollux_flows.address import redact_text
 from pollux_flows.daemon_thread import start_daemon
 from pollux_flows.errors import ConfigurationError, ToolError
 from pollux_flows.import_string import IMPORT_STRING, import_named
@@ -50,12 +50,12 @@ class Tool:
 
     @property
     def declaration(self) -> dict[str, Any]:
-        """The tool as the model is told of it."""
+        """The declaration of the tool that is sent to the model."""
         described = {"description": doc} if (doc := inspect.getdoc(self.function)) else {}
         return {"name": self.name, **described, "parameters": self.arguments.json_schema()}
 
     def find_problem(self, arguments: str) -> str | None:
-        """Return why the arguments do not fit, in words for the model; None if they do."""
+        """Return a message for the model on why the arguments are invalid; None if they are valid."""
         try:
             self.arguments.validate_json(arguments)
         except ValidationError as error:
@@ -63,30 +63,30 @@ class Tool:
                 f"{'.'.join(map(str, each['loc'])) or 'arguments'}: {each['msg']}"
                 for each in error.errors(include_url=False, include_input=False)
             ]
-            return f"Not called, as its arguments do not fit. {'; '.join(problems)}."
+            return f"Not called, as its arguments are invalid. {'; '.join(problems)}."
         return None
 
 
 def load_tools(import_strings: Sequence[str]) -> list[Tool]:
-    """Import the tools, or raise which of them this run may not use, or cannot."""
+    """Import the tools. Raises for a tool that cannot be imported or that this run may not use."""
     tools = [load_tool(each) for each in import_strings]
     names = [tool.name for tool in tools]
     if doubled := {name for name in names if names.count(name) > 1}:
         raise ConfigurationError(
-            f"Two tools are called {min(doubled)!r}.", hint="A model tells them apart by name: rename one of them."
+            f"Two tools are named {min(doubled)!r}.", hint="A model tells tools apart by name: rename one of them."
         )
     return tools
 
 
 def load_tool(import_string: str) -> Tool:
-    """Import one tool, if this run may."""
+    """Import one tool, if this run may use it."""
     if not isinstance(import_string, str) or not IMPORT_STRING.fullmatch(import_string):
         raise ConfigurationError(
             f"{import_string!r} does not name a tool.", hint="Write package.module:function, as text."
         )
     check_tool(import_string)
     tool = _import_tool(import_string)
-    # A module also has the names that it imports, which those who allowed the module did not mean.
+    # A module also contains the functions that it imports, which allowing the module does not allow.
     check_tool(import_string, defined_in=tool.function.__module__)
     return tool
 
@@ -100,14 +100,14 @@ def _import_tool(import_string: str) -> Tool:
 def _read_signature(import_string: str, function: Any) -> TypeAdapter[Any]:
     if not (inspect.isfunction(function) or inspect.ismethod(function)):
         raise ConfigurationError(
-            f"The tool {import_string!r} is no Python function.", hint="Name a function, or wrap it in one."
+            f"The tool {import_string!r} is not a Python function.", hint="Name a function, or wrap it in one."
         )
     parameters = inspect.signature(function).parameters
     untyped = [name for name, each in parameters.items() if each.annotation is inspect.Parameter.empty]
     if untyped:
         raise ConfigurationError(
-            f"The tool {import_string!r} does not say of which type {untyped[0]} is.",
-            hint=f"Annotate it, such as {untyped[0]}: str. The model is told so.",
+            f"The parameter {untyped[0]} of the tool {import_string!r} has no type annotation.",
+            hint=f"Annotate it, such as {untyped[0]}: str. The type is part of what the model sees.",
         )
 
     @wraps(function)
@@ -115,25 +115,25 @@ def _read_signature(import_string: str, function: Any) -> TypeAdapter[Any]:
         return args, kwargs
 
     try:
-        # Of a function, Pydantic checks the arguments and then calls it. This one only returns them.
+        # Pydantic validates the arguments of a function and then calls it. This function only returns them.
         arguments = TypeAdapter[Any](cast(Any, read))
         schema = arguments.json_schema()
     except Exception as error:  # noqa: BLE001 (a type may write its schema itself)
         raise ConfigurationError(
             f"The arguments of the tool {import_string!r} have no JSON Schema: {error}",
-            hint="Keep to types that JSON has: text, numbers, booleans, lists, dicts and Pydantic models of them.",
+            hint="Use types that JSON has: text, numbers, booleans, lists, dicts and Pydantic models of them.",
         ) from None
     if schema.get("type") != "object":
         raise ConfigurationError(
-            f"The tool {import_string!r} has parameters without a name, and a model names all of them.",
-            hint="Write it without * and / in front of its parameters.",
+            f"The tool {import_string!r} has positional-only or variadic parameters, and a model passes all by name.",
+            hint="Write it without * and / in its parameters.",
         )
     return arguments
 
 
 @task(name="tool", task_run_name="tool {import_string}", **UNSTORED)
 async def call_tool(import_string: str, arguments: str, timeout_s: float) -> str:
-    """Call a tool with arguments that fit, and return its result as text."""
+    """Call a tool with valid arguments, and return its result as text."""
     tool = load_tool(import_string)
     try:
         result = await _call(tool, arguments, timeout_s)
@@ -142,17 +142,17 @@ async def call_tool(import_string: str, arguments: str, timeout_s: float) -> str
         raise ToolError(f"The tool {tool.name!r} took longer than {timeout_s:g} seconds.", hint=_RETRY) from None
     except PydanticSerializationError as error:
         raise ToolError(
-            f"The result of the tool {tool.name!r} is not JSON: {error}.", hint="Let it return text, or JSON types."
+            f"The result of the tool {tool.name!r} is not JSON: {error}.", hint="Return text, or JSON types."
         ) from None
     except (Exception, SystemExit) as error:  # noqa: BLE001 (a tool may raise anything)
-        where = shown_in("".join(traceback.format_exception(error)))
+        where = redact_text("".join(traceback.format_exception(error)))
         get_run_logger().error("The tool %s failed.\n%s", tool.name, where)
-        problem = f"{type(error).__name__}: {shown_in(str(error))}"
+        problem = f"{type(error).__name__}: {redact_text(str(error))}"
         raise ToolError(f"The tool {tool.name!r} failed: {problem}.", hint=_RETRY) from None
     if len(text) > _LONGEST_RESULT:
         raise ToolError(
-            f"The result of the tool {tool.name!r} has {len(text):,} characters; {_LONGEST_RESULT:,} are the most.",
-            hint="Let it return less: what the model needs.",
+            f"The result of the tool {tool.name!r} has {len(text):,} characters; the limit is {_LONGEST_RESULT:,}.",
+            hint="Return only what the model needs.",
         )
     return str(replace_surrogates(text))
 
@@ -169,7 +169,7 @@ async def _call(tool: Tool, arguments: str, timeout_s: float) -> Any:
     try:
         async with asyncio.timeout(timeout_s) as limit:
             return await calling
-    except TimeoutError:  # which may be the tool's own
+    except TimeoutError:  # may also be the tool's own
         if limit.expired():
             raise _LateError from None
         raise

@@ -1,8 +1,8 @@
-"""Fields: the parameters of flows as the Prefect UI shows them in a form.
+"""UI forms: the parameters of flows as the Prefect UI shows them in a form.
 
-Prefect makes the form from the signature of a flow. The one described here differs from that of the function: it has
-titles, the rare parameters come last, an optional text or number is one input instead of two tabs, and a source and the
-options have the fields that people set, the others folded into one card.
+Prefect generates the form from the signature of a flow. The signature made here differs from that of the function: it
+has titles, rare parameters come last, an optional text or number is one input instead of two tabs, and a source and
+the options show the fields that people set most, with the others folded into one card.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _TITLES: Final = {
     "tool_timeout_s": "Tool timeout (seconds)",
 }
 _LEAST: Final = {"max_age": 0, "max_cost_usd": 0, "max_rounds": 1, "ttl_seconds": 1}
-"""The least that a number may be: the form says so at its field, before a run is started."""
+"""The minimum of a number, which the form checks before a run is started."""
 REQUIRED: Final[Any] = MISSING
-"""The default of a parameter that has none, behind one that has."""
+"""The default of a required parameter that follows an optional one."""
 _FIRST: Final = (
     "table",
     "prompt",
@@ -70,7 +70,7 @@ _FIELD_TYPES: Final[dict[str, dict[str, Any]]] = {
 
 
 def form_signature(function: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature that Prefect makes the form of a flow from."""
+    """Return the signature that Prefect generates the form of a flow from."""
     descriptions = parameter_docstrings(inspect.getdoc(function))
     parameters = inspect.signature(function, eval_str=True).parameters
     order = [*(name for name in _FIRST if name in parameters), *(name for name in parameters if name not in _FIRST)]
@@ -105,7 +105,7 @@ def _without_none(annotation: Any) -> Any:
 
 
 def _read_source(value: Any) -> Any:
-    """Read a source as the form, or a person who calls the API, writes it."""
+    """Read a source in the shape that the form, or a caller of the API, sends."""
     if isinstance(value, str):
         return Source.from_pasted(value)
     if not isinstance(value, Mapping) or not {"paste", "details"} & value.keys():
@@ -123,7 +123,7 @@ def _read_source(value: Any) -> Any:
 
 
 def _read_options(value: Any) -> Any:
-    """Read options as the form writes them."""
+    """Read options in the shape that the form sends."""
     if not isinstance(value, Mapping):
         return value
     flat = {**value, **(value.get("more") or {})}
@@ -144,7 +144,7 @@ def _schema_of_fields(fields: Sequence[Any]) -> dict[str, Any]:
         if not name or name in properties or kind not in _FIELD_TYPES:
             raise ConfigurationError(
                 f"Field {number} of the structured answer is not usable: name {name!r}, type {kind!r}.",
-                hint=f"Give each field a name of its own, and one of the types {', '.join(_FIELD_TYPES)}.",
+                hint=f"Give each field a unique name, and one of the types {', '.join(_FIELD_TYPES)}.",
             )
         described = {"description": field["description"]} if field.get("description") else {}
         properties[name] = {**_FIELD_TYPES[kind], **described}
@@ -152,7 +152,7 @@ def _schema_of_fields(fields: Sequence[Any]) -> dict[str, Any]:
 
 
 def _input(model: type[BaseModel], name: str, title: str | None = None, **shown: Any) -> Any:
-    """Return the field `name` of a model as one input: it has no default, and so no tab for None."""
+    """Return the field `name` of a model as one input, without a default, so that no tab for None is shown."""
     description = model.model_fields[name].description
     title = title or name.replace("_", " ").capitalize()
     return Field(default=MISSING, title=title, description=description, json_schema_extra=shown)
@@ -170,7 +170,7 @@ def _tab(title: str) -> Any:
 _None = Annotated[None, _tab("hide")]
 
 
-# The docstrings of the cards below are shown in the form, to those who fill it in.
+# The form shows the docstrings of the cards below.
 class _Details(BaseModel):
     """Unset fields follow from the source."""
 
@@ -232,8 +232,8 @@ class _OptionsCard(BaseModel):
         | Annotated[str, _tab("import string")]
         | Annotated[dict[str, Any], _tab("JSON Schema")]
     ) = Field(default=None, title="Structured answer", description="Fields, a Pydantic model by name, or JSON Schema.")
-    # A program that sends its Options as JSON sends None for what is not set, and the server checks it by this schema.
-    # The V1 UI leaves None out of the dropdown; the V2 UI makes it a text field.
+    # None is among the values as a program that sends its Options as JSON sends None for unset fields, and the server
+    # validates by this schema. The V1 UI leaves None out of the dropdown; the V2 UI shows a text field.
     reasoning_effort: str = _input(
         Options, "reasoning_effort", enum=["none", "minimal", "low", "medium", "high", "xhigh", "max", None]
     )
@@ -243,25 +243,25 @@ class _OptionsCard(BaseModel):
 
 
 def _read_job(value: Any) -> Any:
-    """Return the name of a job that was picked as a block."""
+    """Return the name of a job, which the form may send as a block."""
     return value.job.get("name") if isinstance(value, PolluxDeferredJob) else value
 
 
 if TYPE_CHECKING:
     PromptsField = Sequence[str] | Column
-else:  # a column becomes a list before Prefect sees it
+else:  # a dataframe column becomes a list before Prefect sees it
     PromptsField = Sequence[str]
 
-# The cards are shown only; what they send is read by the functions above.
+# The cards only define the form; the functions above read what it sends.
 SourceField = Annotated[Source, BeforeValidator(_read_source, json_schema_input_type=_SourceCard)]
-"""A source: the document, a text to guess it from, or what the form writes."""
+"""A source: the document, a text that its kind is guessed from, or the shape that the form sends."""
 OptionsField = Annotated[
     Options | None,
     BeforeValidator(
         _read_options, json_schema_input_type=_OptionsCard | Annotated[None, _tab("defaults of the provider")]
     ),
 ]
-"""Options, or what the form writes."""
+"""Options, or the shape that the form sends."""
 JobField = Annotated[
     str, BeforeValidator(_read_job, json_schema_input_type=PolluxDeferredJob | Annotated[str, _tab("name")])
 ]

@@ -1,4 +1,4 @@
-"""Waiting: for a job's answers, suspended where that is possible, so that nothing runs meanwhile."""
+"""Waiting for the answers of a deferred job. A run of a deployment is suspended meanwhile, so that nothing runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 from prefect import get_run_logger
 from prefect.flow_runs import asuspend_flow_run
 
-from pollux_flows.address import shown
+from pollux_flows.address import redact_address
 from pollux_flows.deferred.job import Job
 from pollux_flows.deferred.report import missing_problem
 from pollux_flows.deferred.results import with_instances
@@ -27,16 +27,18 @@ from pollux_flows.scope import lineage
 
 _FIRST_S: Final = 0.2
 _LONGEST_S: Final = 60.0
-# A look that fails may be the network's fault, or the provider's: for so long it is.
-_PATIENCE_S: Final = 120.0
+# Errors while checking a job are assumed to be transient, of the network or the provider, for so long.
+_TRANSIENT_S: Final = 120.0
 
 
-async def answers_of_retried(job: Job, *, on_partial: OnPartial, options: Options | None) -> ResultEnvelope:
-    """The answers of the job that this run has submitted. If it failed for what is missing, a retry asks that again."""
+async def wait_or_resubmit(job: Job, *, on_partial: OnPartial, options: Options | None) -> ResultEnvelope:
+    """Return the answers of this run's job. If an earlier attempt failed for unanswered prompts, resubmit those."""
     if on_partial == "fail":
         await resubmit_if_failed(job)
     try:
-        return await answers_of(job.name, on_partial=on_partial, options=options, retry="a retry asks only the others")
+        return await wait_for_answers(
+            job.name, on_partial=on_partial, options=options, retry="a retry asks only the others"
+        )
     except PolluxError as error:
         if error.envelope is not None:
             await mark_failed(job)
@@ -44,20 +46,20 @@ async def answers_of_retried(job: Job, *, on_partial: OnPartial, options: Option
 
 
 async def resubmit_if_failed(job: Job) -> None:
-    """Submit the unanswered prompts of a job again if an earlier attempt at this run has failed for them."""
+    """Submit the unanswered prompts of a job again if an earlier attempt of this run has failed because of them."""
     failed_before = job.failed_in not in {None, await _attempt()}
     if failed_before and not (job.manifest and job.manifest.has_all_answers):
         try:
             await submit_again(job.name, within_budget=True)
-        except BudgetError as error:  # the run then ends with the answers that there are
+        except BudgetError as error:  # the run then ends with the answers that exist
             get_run_logger().warning("%s", error)
             return
-        await _note(job.name, {"failed_in": None})  # once an attempt, however often it is resumed
+        await _update_job(job.name, {"failed_in": None})  # once per attempt, however often it is resumed
 
 
 async def mark_failed(job: Job) -> None:
-    """Record that the attempt at hand failed for prompts without an answer, so that a retry submits them again."""
-    await _note(job.name, {"failed_in": await _attempt()})
+    """Record that the current attempt failed for prompts without an answer, so that a retry submits them again."""
+    await _update_job(job.name, {"failed_in": await _attempt()})
 
 
 async def _attempt() -> str:
@@ -65,16 +67,16 @@ async def _attempt() -> str:
     return here.attempt if here else ""
 
 
-async def answers_of(
+async def wait_for_answers(
     name: str, *, on_partial: OnPartial = "fail", options: Options | None = None, retry: str | None = None
 ) -> ResultEnvelope:
-    """The answers of the job, once they are there; with `options`, as instances of the caller's model."""
+    """Wait for the job and return its answers; with `options`, as instances of the caller's model."""
     store, job = await BlockJobStore.open(), await wait_until_complete(name)
     envelope = await store.load_envelope(job)
     retry = retry or f"resubmit({name!r}) asks only the others"
     saved = None if job.manifest and job.manifest.has_all_answers else await store.find_saved(job)
     advice = saved and saved.advice("What was answered is", retry, "a new run")
-    output = shown(job.manifest.output) if job.manifest and job.manifest.output else None
+    output = redact_address(job.manifest.output) if job.manifest and job.manifest.output else None
     run_input = await store.load_input(job)
     await publish_outcome(run_input, [envelope], on_partial, advice=advice, output=output)
     return await asyncio.to_thread(with_instances, envelope, options or job.options)
@@ -83,18 +85,18 @@ async def answers_of(
 async def wait_until_complete(name: str) -> Job:
     """Wait for a job, and return it once it is complete.
 
-    A run of a deployment is suspended until `collect` resumes it. Any other looks itself, ever more seldom.
+    A run of a deployment is suspended until `collect` resumes it. Any other run polls with increasing intervals.
     """
-    store, well = await BlockJobStore.open(), time.monotonic()
+    store, last_success = await BlockJobStore.open(), time.monotonic()
     if (await store.get(name)).state == "ambiguous":
-        await run_pass([name])  # the provider may have it by now, or again
+        await run_pass([name])  # the provider may list the batch by now
     for pause in _pauses():
         job = await store.get(name)
         if job.is_complete:
             return job
         if job.state == "ambiguous":
-            raise _lost(job)
-        if (run_id := suspendable_run()) is not None and await _noted(store, name, run_id):
+            raise _lost_error(job)
+        if (run_id := suspendable_run()) is not None and await _register_waiting_run(store, name, run_id):
             get_run_logger().info(
                 "%s is not done: this run is suspended until collect resumes it.%s",
                 name,
@@ -104,34 +106,34 @@ async def wait_until_complete(name: str) -> Job:
             await asuspend_flow_run(timeout=SUSPENDED_S)
         else:
             problems = [row.problem for row in (await run_pass([name])).rows if row.problem]
-            well = time.monotonic() if not problems else well
-            if time.monotonic() - well > _PATIENCE_S:
-                raise _needs_a_person(job, problems[0])
+            last_success = time.monotonic() if not problems else last_success
+            if time.monotonic() - last_success > _TRANSIENT_S:
+                raise _uncollectable_error(job, problems[0])
             if not (await store.get(name)).is_complete:
                 await asyncio.sleep(pause)
     raise AssertionError
 
 
-def _lost(job: Job) -> ConfigurationError:
+def _lost_error(job: Job) -> ConfigurationError:
     if (why := missing_problem(job)) is None:
-        return _needs_a_person(job, "The provider does not have its batch.")
+        return _uncollectable_error(job, "The provider does not have its batch.")
     return ConfigurationError(
         f"The job {job.name} is lost. {why}",
         hint=f"resubmit({job.name!r}) submits it, and pays for it, again; cancel gives it up. If another key can see "
-        "the batch, give that key to the provider and wait for the job again.",
+        "the batch, set that key in the PolluxProvider and wait for the job again.",
     )
 
 
-def _needs_a_person(job: Job, problem: str) -> ConfigurationError:
+def _uncollectable_error(job: Job, problem: str) -> ConfigurationError:
     return ConfigurationError(
         f"The job {job.name} cannot be collected: {problem}",
-        hint="When that is solved, wait for it again. resubmit submits batches that the provider does not have; cancel "
-        "gives them up.",
+        hint="Once this is solved, wait for the job again. resubmit submits batches that the provider does not have; "
+        "cancel gives them up.",
     )
 
 
-async def _noted(store: BlockJobStore, name: str, run_id: str) -> bool:
-    """Save that this run waits; False if another process works on the job, or the job is done by now."""
+async def _register_waiting_run(store: BlockJobStore, name: str, run_id: str) -> bool:
+    """Save that this run waits for the job. Return False if another process has the job lock, or the job is done."""
     try:
         async with store.lock(name) as lock:
             if lock.job.is_complete:
@@ -143,13 +145,13 @@ async def _noted(store: BlockJobStore, name: str, run_id: str) -> bool:
         return False
 
 
-async def _note(name: str, what: dict[str, str | None]) -> None:
-    """Change the job, once no other process works on it."""
+async def _update_job(name: str, update: dict[str, str | None]) -> None:
+    """Update fields of the job, once its lock is free."""
     store = await BlockJobStore.open()
     for pause in _pauses():
         try:
             async with store.lock(name) as lock:
-                await lock.save(lock.job.model_copy(update=what))
+                await lock.save(lock.job.model_copy(update=update))
                 return
         except BusyError:
             await asyncio.sleep(pause)

@@ -1,4 +1,4 @@
-"""warm_cache: have a provider hold content that many prompts will ask about."""
+"""warm_cache: create a provider cache of content that many prompts will be about."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,16 +26,16 @@ async def warm_cache(
     tools: list[dict[str, Any]] | None = None,
     ttl_seconds: int = 3600,
 ) -> str:
-    """Create a cache with these contents, or find the one that lives, and return the name of its PolluxCache.
+    """Create a cache with these contents, or find the existing one, and return the name of its PolluxCache.
 
-    On a schedule it keeps a cache warm: one that has less than half of its lifetime left is extended.
+    Run it on a schedule to keep a cache warm: a cache with less than half of its lifetime left is extended.
 
     Args:
-        sources: What many prompts will be about.
+        sources: The files, addresses and texts to cache.
         provider: The PolluxProvider that holds the cache: gemini.
         system_instruction: How to answer, for all prompts that use the cache.
         tools: Tools that all prompts that use the cache may call.
-        ttl_seconds: How long the cache is to live. The provider bills the storage by the hour.
+        ttl_seconds: The lifetime of the cache in seconds. The provider bills its storage by the hour.
     """
     return await _warm_cache(sources, provider, system_instruction, tools, ttl_seconds)
 

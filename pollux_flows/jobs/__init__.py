@@ -1,1 +1,1 @@
-"""Deferred jobs on a Prefect server: blocks that any worker finds, and one worker at a time works on."""
+"""Deferred jobs on a Prefect server: blocks that any worker can find, and that one worker at a time can lock."""

@@ -23,12 +23,13 @@ from pollux_flows.jobs.lease import ServerLease, acquire_server_lease
 from pollux_flows.pipeline.caches import CacheLock, CacheRecord, cache_name, load_readable
 from pollux_flows.state import leases
 
-_LONGEST_PAUSE_S: Final = 2.0  # a server on SQLite is asked no more often than that by each of those who wait
+# Each waiting process polls no more often than this, to spare a server on SQLite.
+_LONGEST_PAUSE_S: Final = 2.0
 
 
 @contextmanager
-def _server_errors_explained() -> Iterator[None]:
-    """Turn an error of the Prefect server or of the way to it into a PolluxError: the calls can do without a cache."""
+def _explain_server_errors() -> Iterator[None]:
+    """Turn errors of the Prefect server or the network into a PolluxError, after which calls go on without a cache."""
     try:
         yield
     except httpx.TransportError as error:
@@ -36,8 +37,8 @@ def _server_errors_explained() -> Iterator[None]:
     except httpx.HTTPStatusError as error:
         raise PolluxError(describe_refusal(error)) from error
     except (httpx.HTTPError, ObjectNotFound) as error:
-        problem = f"The Prefect server, where caches are registered, did not answer as expected: {error}"
-        raise PolluxError(problem, hint="Look at the server's log, then run again.") from error
+        problem = f"The Prefect server, where caches are registered, sent an unexpected response: {error}"
+        raise PolluxError(problem, hint="See the server's log, then run again.") from error
 
 
 class BlockRegistry:
@@ -46,17 +47,17 @@ class BlockRegistry:
     where = "this Prefect server"
 
     async def find(self, identity: str) -> CacheRecord | None:
-        """Return the record, whatever its state; None if there is none."""
+        """Return the record, in any state; None if there is none."""
         return await self.find_named(cache_name(identity))
 
     async def find_named(self, name: str) -> CacheRecord | None:
-        """Return the record in the PolluxCache of this name, whatever its state; None if there is none."""
+        """Return the record in the PolluxCache of this name, in any state; None if there is none."""
         document = await _read_document(name)
         return None if document is None else _record_in(document)
 
     async def list(self) -> list[CacheRecord]:
-        """Return all records that can be read, by identity, and warn of the others."""
-        with _server_errors_explained():
+        """Return all readable records, and warn of the others."""
+        with _explain_server_errors():
             async with open_client() as client:
                 documents = await read_documents(client, PolluxCache)
         return load_readable(documents, _record_in)
@@ -66,7 +67,7 @@ class BlockRegistry:
         """Acquire the lease on this identity, and release it at the end."""
         name = cache_name(identity)
         async for _ in leases.retry_until(patience_s, _LONGEST_PAUSE_S):
-            with _server_errors_explained():
+            with _explain_server_errors():
                 async with acquire_server_lease(f"{name}-lease") as won:
                     if won is not None:
                         yield _BlockLock(won, name, await _read_document(name))
@@ -82,7 +83,7 @@ class _BlockLock:
         self.record = None if document is None else _record_in(document)
 
     async def save(self, record: CacheRecord) -> None:
-        """Write the record and renew the lease; LeaseLostError, and nothing written, if another has taken over."""
+        """Renew the lease and write the record. Raises LeaseLostError, and writes nothing, if the lease was lost."""
         await self._lease.renew()
         async with open_client() as client:
             if self._id is None:
@@ -91,7 +92,7 @@ class _BlockLock:
                 update = BlockDocumentUpdate(data=data_of(PolluxCache.of(record)), merge_existing_data=False)
                 try:
                     await client.update_block_document(self._id, update)
-                except ObjectNotFound:  # deleted by hand: what it described may be paid for
+                except ObjectNotFound:  # deleted by hand, although the cache may still be billed
                     self._id = (await create_document(client, PolluxCache.of(record), self._name)).id
         self.record = record
 
@@ -106,7 +107,7 @@ class _BlockLock:
 
 
 async def _read_document(name: str) -> BlockDocument | None:
-    with _server_errors_explained():
+    with _explain_server_errors():
         async with open_client() as client:
             return await read_document(client, PolluxCache, name)
 
@@ -116,6 +117,6 @@ def _record_in(document: BlockDocument) -> CacheRecord:
     if not isinstance(record, dict) or "identity" not in record:
         raise ConfigurationError(
             f"The block {document.name} does not describe a cache: its field `record` was edited or removed.",
-            hint="Delete the block: the cache is made again when it is needed.",
+            hint="Delete the block: the cache is created again when it is needed.",
         )
     return CacheRecord.model_validate(record)

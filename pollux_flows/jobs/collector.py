@@ -18,7 +18,7 @@ from prefect import get_run_logger, task
 
 from pollux_flows.config import Config
 from pollux_flows.deferred.advance import advance
-from pollux_flows.deferred.answers import Tally, find_retryable, merge_answers, save_answers
+from pollux_flows.deferred.answers import ItemTally, find_retryable, merge_answers, save_answers
 from pollux_flows.deferred.budget import check_child_budget
 from pollux_flows.deferred.files import release_files
 from pollux_flows.deferred.job import Job
@@ -49,9 +49,9 @@ MOST_IN_ONE_ENVELOPE: Final = 10_000
 _CONCURRENT_JOBS: Final = 2
 # The most expired jobs that one pass removes.
 _MOST_REMOVED: Final = 20
-# Up to so many jobs, each is shown as a task run.
+# Up to this many jobs are shown as task runs of their own.
 _MOST_TASK_RUNS: Final = 50
-# A run registers as waiting just before it is suspended: one that still is not suspended by then has died.
+# A run registers as waiting just before it is suspended. One that is not suspended after this time has died.
 _WAITED_FOR_S: Final = 86_400.0
 
 
@@ -151,19 +151,19 @@ class CollectorPass:
         current = []
         for job in jobs:
             first = job
-            while first.parent is not None and first.parent in by_name:  # whose answers it completes
+            while first.parent is not None and first.parent in by_name:  # a child completes the answers of its parent
                 first = by_name[first.parent]
             submitters = [run_id for run_id in first.waiting_runs if job_name(run_id) == first.name]
             is_abandoned = bool(submitters) and cancelled.issuperset(first.waiting_runs)
-            current.append(await self._cancel(job) if is_abandoned and not job.is_ended else job)
+            current.append(await self._mark_cancelled(job) if is_abandoned and not job.is_ended else job)
         return current
 
-    async def _cancel(self, job: Job) -> Job:
+    async def _mark_cancelled(self, job: Job) -> Job:
         try:
             async with self._store.lock(job.name) as lock:
                 if not lock.job.cancelled:
                     await lock.save(lock.job.model_copy(update={"cancelled": True}))
-                    get_run_logger().info("%s is cancelled, as the run that submitted it was.", job.name)
+                    get_run_logger().info("%s is cancelled because the run that submitted it was cancelled.", job.name)
                 return lock.job
         except BusyError:  # the next pass tries again
             return job
@@ -207,7 +207,7 @@ class CollectorPass:
             try:
                 return await self._advance(job.name, config, polled)
             except (BusyError, LeaseLostError):
-                return None  # which is no failure of the task
+                return None  # not a failure of the task
 
         run = task(name="job", task_run_name=job.name, **UNSTORED)(work) if self._shows_tasks else work
         async with self._slots:
@@ -218,8 +218,8 @@ class CollectorPass:
                     return
                 self.rows[job.name] = row_of(worked, time.time())
                 if worked.parent is not None and (parent := await self._store.find(worked.parent)):
-                    self.rows[parent.name] = row_of(parent, time.time())  # which it may have completed
-            except Exception as error:  # noqa: BLE001 (one job, whatever is wrong with it, does not stop the others)
+                    self.rows[parent.name] = row_of(parent, time.time())  # the child may have completed it
+            except Exception as error:  # noqa: BLE001 (an error of one job does not stop the others)
                 self._skip(job, error)
 
     def _skip(self, job: Job, error: Exception) -> None:
@@ -232,7 +232,7 @@ class CollectorPass:
             if lock.job.manifest is None:
                 await advance(lock, session, self._store, polled=polled, known=self._known)
             await emit_submission_events(lock)
-            if lock.job.state == "ambiguous" and lock.job.waiting_runs:  # they fail with the reason
+            if lock.job.state == "ambiguous" and lock.job.waiting_runs:  # resumed, they fail with the reason
                 waiting = await resume_runs(lock.job.waiting_runs)
                 await lock.save(lock.job.model_copy(update={"waiting_runs": waiting}))
             if lock.job.is_ended:
@@ -264,19 +264,19 @@ class CollectorPass:
         self._children.append(child.name)
         return job.with_child(child)
 
-    async def _publish(self, job: Job, tally: Tally, oddities: list[str]) -> Job:
+    async def _publish(self, job: Job, tally: ItemTally, oddities: list[str]) -> Job:
         """Write the output, the envelope and the page of a job, and return it with its manifest."""
         output = output_path(job.output, job.name) if job.output else None
         manifest = tally.make_manifest(oddities=oddities, output=output)
         shows_answers = job.count <= MOST_IN_ONE_ENVELOPE
-        needs_prompts = shows_answers or job.output is not None  # which are many, of a large job
+        needs_prompts = shows_answers or job.output is not None  # a large job has many prompts: not loaded in vain
         prompts = (await self._store.load_input(job)).prompts if needs_prompts else []
         if job.output is not None:
             try:
                 await write_job_output(self._store.storage, job, job.output, prompts, manifest)
             except ConfigurationError as error:
                 if not job.cancelled:
-                    raise  # until it can be written, or the job is cancelled
+                    raise  # the next pass tries again, until the job is cancelled
                 changes = {"output": None, "oddities": [*manifest.oddities, error.message]}
                 manifest = manifest.model_copy(update=changes)
         if shows_answers:
@@ -309,12 +309,12 @@ class CollectorPass:
     async def _complete_parent(self, name: str, child: Job, session: Session) -> bool:
         """Merge the child's answers into those of its parent. Return False if that has to wait for another process."""
         if await self._store.find(name) is None:
-            return True  # it was removed, and its answers with it
+            return True  # the parent was removed, with its answers
         try:
             async with self._store.lock(name) as lock:
                 if lock.job.manifest is None:
-                    return False  # the process that created the child has not saved that yet
-                # It may have been killed before that.
+                    return False  # the process that created the child has not saved the parent yet
+                # That process may have been killed before it saved `child`, so `next_child` counts as well.
                 if child.name in {lock.job.child, lock.job.next_child}:
                     tally = await merge_answers(self._store.storage, lock.job, child)
                     job = lock.job.with_child(child) if lock.job.child is None else lock.job

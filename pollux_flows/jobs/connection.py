@@ -12,7 +12,7 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.context import AsyncClientContext
 from prefect.settings import PREFECT_API_URL
 
-from pollux_flows.address import shown
+from pollux_flows.address import redact_address
 
 
 @asynccontextmanager
@@ -37,14 +37,14 @@ def suppress_status(code: int) -> Iterator[None]:
 
 
 def describe_silence(error: Exception) -> str:
-    """Describe, with a way out, that the Prefect server does not answer."""
-    url = shown(PREFECT_API_URL.value() or "")
+    """Return a message, with advice, that the Prefect server does not answer."""
+    url = redact_address(PREFECT_API_URL.value() or "")
     where = "PREFECT_API_URL" if "/api" in url.partition("://")[2] else "PREFECT_API_URL: it ends in /api"
     return f"The Prefect server at {url} does not answer ({error}). Start it, or correct {where}."
 
 
 def describe_refusal(error: httpx.HTTPStatusError) -> str:
-    """Describe, with a way out, that the Prefect server refuses a request."""
+    """Return a message, with advice, that the Prefect server refused a request."""
     status = error.response.status_code
     if status in {401, 403}:
         advice = "Set PREFECT_API_KEY (Prefect Cloud) or PREFECT_API_AUTH_STRING (your own server)."
@@ -52,12 +52,12 @@ def describe_refusal(error: httpx.HTTPStatusError) -> str:
         advice = "Check that PREFECT_API_URL is the address of a Prefect server; it ends in /api."
     else:
         advice = "See the log of the server."
-    url = shown(PREFECT_API_URL.value() or "")
+    url = redact_address(PREFECT_API_URL.value() or "")
     return f"The Prefect server at {url} answered {status} {error.response.reason_phrase}. {advice}"
 
 
 async def read_server_time() -> float | None:
-    """Return the time by the Prefect server's clock, to the second; None if it does not send it."""
+    """Return the time of the Prefect server's clock, to the second; None if the server does not send it."""
     async with open_client() as client:
         response = await client.request("GET", "/health")
     with suppress(TypeError, ValueError):

@@ -1,8 +1,8 @@
-"""Leases on a Prefect server: the right to work on a job, or on a cache, until a time. Each is a variable.
+"""Leases on a Prefect server: the exclusive right to work on a job or a cache until a time. Each is a variable.
 
 A server refuses a second variable of the same name, so exactly one of many processes acquires a lease. A variable is
-removed by its id, which is never that of a successor. Leases run out by the wall clock: the clocks of machines that
-share a server must agree to well within a lease.
+removed by its id, so that a later lease of the same name is never removed. Leases expire by the wall clock: the clocks
+of machines that share a server must differ by much less than the length of a lease.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class ServerLease:
         self._until = until
 
     async def check(self) -> None:
-        """Raise LeaseLostError if another process may have taken over. A lease that runs out soon is renewed."""
+        """Raise LeaseLostError if another process may have taken over. A lease that expires soon is renewed."""
         if self._until - time.time() < LEASE_S / 2:
             await self.renew()
 
     async def release(self) -> None:
-        """End the lease. One that was lost has ended already."""
+        """Release the lease. Releasing a lost lease does nothing."""
         async with open_client() as client:
             await _request(client, "DELETE", self._id)
 
@@ -69,7 +69,7 @@ async def acquire_server_lease(name: str) -> AsyncIterator[ServerLease | None]:
         yield lease
     finally:
         renewal.cancel()
-        with suppress(httpx.HTTPError):  # it runs out by itself
+        with suppress(httpx.HTTPError):  # the lease then expires
             await run_to_completion(lease.release())
 
 
@@ -81,7 +81,7 @@ async def _acquire(name: str) -> ServerLease | None:
                 if _is_active(found.value):
                     return None
                 if not _is_orphaned(found.value):
-                    await asyncio.sleep(_CONFIRM_S)  # its renewal may be on its way to a slow server
+                    await asyncio.sleep(_CONFIRM_S)  # a renewal may be in flight to a slow server
                     seen = await client.read_variable_by_name(name)
                     if seen is None or seen.value != found.value:
                         continue
@@ -92,7 +92,7 @@ async def _acquire(name: str) -> ServerLease | None:
             try:
                 made = await client.create_variable(VariableCreate(name=name, value={**holder, "until": until}))
             except ObjectAlreadyExists:
-                # Created by this call, if its reply was lost and Prefect's client has repeated it.
+                # Perhaps by this call: if its reply was lost, Prefect's client has repeated it.
                 found = await client.read_variable_by_name(name)
                 if found is None or not isinstance(found.value, dict) or found.value.get("token") != token:
                     continue
@@ -100,7 +100,7 @@ async def _acquire(name: str) -> ServerLease | None:
             lease = ServerLease(name, made.id, until, holder)
             if until - time.time() > LEASE_S / 2:
                 return lease
-            await lease.release()  # the server was so slow that it has nearly run out
+            await lease.release()  # the server was so slow that the lease has nearly expired
 
 
 async def _renew_repeatedly(lease: ServerLease) -> None:
@@ -113,18 +113,21 @@ async def _renew_repeatedly(lease: ServerLease) -> None:
 
 def _is_active(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("until"), int | float):
-        return False  # it was edited
+        return False  # the variable was edited
     return value["until"] > time.time() and not _is_orphaned(value)
 
 
 def _is_orphaned(value: Any) -> bool:
-    """Return True if the process that has the lease is known to have died."""
+    """Return True if the process that holds the lease is known to have died."""
     process = value.get("process") if isinstance(value, dict) else None
     return isinstance(process, list) and is_dead(process)
 
 
 async def _request(client: PrefectClient, method: Any, variable_id: UUID, **more: Any) -> bool:
-    """Change a variable by its id, as no method of Prefect's client does: its name may be a successor's by now."""
+    """Change or delete a variable by its id, and return whether it exists.
+
+    Prefect's client addresses variables by name, which may belong to a later lease by now.
+    """
     with suppress_status(httpx.codes.NOT_FOUND):
         await client.request(method, _VARIABLE, path_params={"id": variable_id}, **more)
         return True

@@ -7,7 +7,7 @@ from typing import Final
 
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 
-from pollux_flows.address import shown
+from pollux_flows.address import redact_address
 from pollux_flows.artifacts import best_effort
 from pollux_flows.deferred.job import Job, Part
 from pollux_flows.deferred.report import CollectReport
@@ -100,13 +100,13 @@ def render_job(job: Job, manifest: Manifest, prompts: Sequence[str | None], enve
     rows = [*((bucket.replace("_", " "), str(count)) for bucket, count in manifest.counts.items()), ("cost", cost)]
     rows += [(name.replace("_", " "), f"{count:,}") for name, count in manifest.usage.items() if count]
     if manifest.output:
-        rows.append(("answers", cell(shown(manifest.output))))
+        rows.append(("answers", cell(redact_address(manifest.output))))
     model = f"{job.target.provider} · {cell(job.target.model)}"
     lines = [f"| {cell(job.name)} | {model} · {count_of(manifest.submitted, 'prompt')} |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in rows]
     lines += ["", *(f"- {cell(oddity)}" for oddity in manifest.oddities)]
     if not manifest.has_all_answers:
-        lines += ["", f'`resubmit("{job.name}")` submits the prompts again that did not succeed.']
+        lines += ["", f'`resubmit("{job.name}")` submits again the prompts that did not succeed.']
     if envelope is not None:
         lines += ["", *questions(prompts, envelope)]
     return "\n".join(lines)

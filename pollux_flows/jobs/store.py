@@ -1,7 +1,7 @@
 """The jobs of a Prefect server: a PolluxDeferredJob block for each, and a variable as the lease on it.
 
-A server refuses a second block of the same name, so a name is a claim that exactly one process wins. Requests and
-answers are in the result storage of the workers: a block is no place for 50,000 prompts.
+A server refuses a second block of the same name, so exactly one of many processes can create a job. Requests and
+answers are in the result storage of the workers, as 50,000 prompts are too many for a block.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ResultStorage:
         return str(getattr(storage, "basepath", None) or getattr(storage, "_block_document_name", None) or storage)
 
     async def put(self, name: str, value: Any) -> None:
-        """Save a value, and replace an earlier one."""
+        """Save a value under this name, replacing an earlier one."""
         await self._store.awrite(value, key=f"{_FOLDER}/{name}")
 
     async def has(self, name: str) -> bool:
@@ -83,7 +83,7 @@ class BlockJobStore:
         if (request := await self.storage.get(f"{name}/asked")) is None:
             raise ConfigurationError(
                 f"The request of the job {name} is not in this worker's result storage ({self.storage.where}).",
-                hint="Give all workers that submit and collect the same result storage: set "
+                hint="All workers that submit and collect need the same result storage: set "
                 "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK to a storage that they share.",
             )
         if not isinstance(request, JobRequest):
@@ -111,7 +111,7 @@ class BlockJobStore:
         await self.storage.put(f"{job.name}/envelope", envelope)
 
     async def load_envelope(self, job: Job) -> ResultEnvelope:
-        """Return the envelope of a complete job. A long job has none saved: it is made of the answers."""
+        """Return the envelope of a complete job. The envelope of a long job is not saved, but made of its answers."""
         found = await self.storage.get(f"{job.name}/envelope")
         if isinstance(found, ResultEnvelope):
             return found
@@ -119,15 +119,15 @@ class BlockJobStore:
 
     async def find_saved(self, job: Job) -> Saved:
         """Return whether the answers and the request of the job are still in the result storage."""
-        are_there = await self.storage.has(first_piece(job)) and await self.storage.has(f"{job.name}/asked")
-        return Saved(f"this worker's result storage ({self.storage.where})", are_there)
+        is_saved = await self.storage.has(first_piece(job)) and await self.storage.has(f"{job.name}/asked")
+        return Saved(f"this worker's result storage ({self.storage.where})", is_saved)
 
     async def create(self, job: Job) -> bool:
         async with open_client() as client:
             try:
                 await create_document(client, PolluxDeferredJob.of(job), job.name)
             except ObjectAlreadyExists:
-                # Created by this call, if its reply was lost and Prefect's client has repeated it.
+                # Perhaps by this call: if its reply was lost, Prefect's client has repeated it.
                 found = await self.find(job.name)
                 return found is not None and found.submission == job.submission
         return True
@@ -143,7 +143,7 @@ class BlockJobStore:
         return job
 
     async def list_jobs(self) -> tuple[list[Job], dict[str, str]]:
-        """Return all jobs, and by name why the others cannot be read."""
+        """Return all readable jobs, and the reasons by name why the others cannot be read."""
         async with open_client() as client:
             documents = await read_documents(client, PolluxDeferredJob)
         jobs: list[Job] = []
@@ -160,7 +160,7 @@ class BlockJobStore:
         for name in names:
             with suppress(BusyError):
                 async with self.lock(name) as lock:
-                    if lock.job.retired_at is not None:  # and not resubmitted meanwhile
+                    if lock.job.retired_at is not None:  # unless it was resubmitted meanwhile
                         await lock.remove()
 
     @asynccontextmanager
@@ -203,7 +203,7 @@ class JobConfigs:
         self._loaded: dict[str, Config] = {}
 
     async def load(self, job: Job) -> Config:
-        """Return the Config; raise a ConfigurationError if the block or its key is gone, or has changed."""
+        """Return the Config. Raises a ConfigurationError if the block or its key is gone, or has changed."""
         target, name = job.target, job.provider_block
         if name is None:
             return Config(**target.model_dump())
@@ -212,8 +212,8 @@ class JobConfigs:
         config = self._loaded[name]
         if (config.provider, config.base_url, config.use_mock) != (target.provider, target.base_url, target.use_mock):
             raise ConfigurationError(
-                f"The saved PolluxProvider {name!r} is another than the one that {job.name} was submitted with.",
-                hint=f"Give it back its provider ({target.provider}) and base_url.",
+                f"The saved PolluxProvider {name!r} has changed since {job.name} was submitted.",
+                hint=f"Restore its provider ({target.provider}) and base_url.",
             )
         return config if config.model == target.model else config.model_copy(update={"model": target.model})
 

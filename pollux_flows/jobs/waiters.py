@@ -1,6 +1,6 @@
 """Suspended flow runs: they wait for a job without a process, and the collector resumes them once it is complete.
 
-A person may cancel a run while it waits. Nothing of it runs then, so the collector cancels the job that it submitted.
+A person may cancel a suspended run. It has no process that could react, so the collector cancels the job of the run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SUSPENDED_S: Final = 14 * 86_400
 
 
 def job_name(run_id: str) -> str:
-    """Return the name of the job that a flow run submits, if it is no part of another run."""
+    """Return the name of the job that an outermost flow run submits."""
     return f"deferred-{digest('deferred', run_id)[:12]}"
 
 
@@ -68,5 +68,5 @@ async def _resume(run_id: UUID) -> bool:
         if run.state is None or run.state.is_final():
             return True
         if not run.state.is_paused():
-            return False  # a resumption that comes before the suspension would be lost
+            return False  # resuming before the suspension would have no effect
         return (await client.resume_flow_run(run_id)).status == SetStateStatus.ACCEPT

@@ -1,1 +1,1 @@
-"""Mapping: a prompt over each row of a table, answered a chunk at a time."""
+"""Mapping: a prompt about each row of a table, answered a chunk at a time."""

@@ -1,4 +1,4 @@
-"""Answer: a chunk of a table, from its place in the file to an answer a row."""
+"""Answer: answer the rows of a chunk of a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pollux_flows.document import Record
 from pollux_flows.errors import BudgetError
 from pollux_flows.mapping.questions import Question, Questions, plan_questions, read_questions
 from pollux_flows.mapping.spec import MapSpec
-from pollux_flows.pipeline.execute import Execution, QueuePlace, open_execution, unasked
+from pollux_flows.pipeline.execute import Execution, QueuePlace, make_unasked_outcome, open_execution
 from pollux_flows.pipeline.plan import Plan, PlannedCall
 from pollux_flows.pipeline.structured import read_answers
 from pollux_flows.pipeline.terms import Terms
@@ -30,10 +30,10 @@ UNUSABLE_ROW: Final = "unusable_row"
 """The status of a row that cannot be asked: a cell is empty, or a source cannot be read."""
 
 NOT_ASKED: Final = "not_asked"
-"""The status of a row that was not asked, because many calls before it had failed."""
+"""The status of a row that was not asked because many calls before it had failed."""
 
-Came = Literal["asked", "reused", "not_asked", "unusable"]
-"""How a row came to its answer, or to none: asked by this run, found, not asked, or impossible to ask."""
+Origin = Literal["asked", "reused", "not_asked", "unusable"]
+"""The origin of a row's answer: asked by this run, reused, not asked, or unusable, as the row cannot be asked."""
 
 OnOutcome = Callable[[Outcome], None]
 
@@ -43,10 +43,10 @@ class MappedAnswer(Record):
 
     identity: str | None = Field(description="The identity of its call; None for a row that cannot be asked.")
     row: AnswerRow
-    came: Came = "asked"
+    origin: Origin = "asked"
     paid_here: bool = Field(default=False, description="True if the run at hand has paid for it, in any attempt.")
     paid_now: bool = Field(default=False, description="True if it was paid for just now, not in an earlier attempt.")
-    paid_before_usd: float = Field(default=0.0, description="What the run has paid for earlier answers to its call.")
+    paid_before_usd: float = Field(default=0.0, description="The cost of earlier answers to its call in this run.")
     cost_unknown: str | None = None
     unknown_attempts: int = Field(default=0, description="Requests just now that may have been billed, unseen.")
     failure: CallFailure | None = None
@@ -66,7 +66,7 @@ class ChunkAnswers(Record):
 
     @property
     def calls(self) -> int:
-        """How many calls its rows have in common."""
+        """The number of calls for its rows, of which equal ones share a call."""
         return sum(each.identity is not None for each in self.answers)
 
     @property
@@ -86,25 +86,25 @@ async def answer_chunk(
     on_outcome: OnOutcome | None = None,
     turn: QueuePlace | None = None,
 ) -> ChunkAnswers:
-    """Read the rows of a chunk, ask what is not answered yet, and return an answer a row.
+    """Read the rows of a chunk, make the calls without a saved answer, and return an answer for each row.
 
-    `turn` is closed once all calls stand in line.
+    `turn` is closed once all calls are queued.
     """
     async with _open_chunk(chunk, spec, config, terms, scope, session=session) as (questions, execution):
         calls = execution.plan.calls
         try:
             outcomes = await execution.answer_calls(calls, on_outcome, turn)
         except BudgetError as error:
-            if chunk.first_row == 0:  # nothing is paid yet: the budget is refused
+            if chunk.first_row == 0:  # nothing is paid for yet, so the run fails
                 raise
-            outcomes = [unasked(call, error) for call in calls]
+            outcomes = [make_unasked_outcome(call, error) for call in calls]
     outcomes = [_attribute(outcome, is_own=scope.is_repeated) for outcome in outcomes]
-    return await asyncio.to_thread(_collect, questions, outcomes, spec, chunk.first_row, config.timeout_s)
+    return await asyncio.to_thread(_collect_answers, questions, outcomes, spec, chunk.first_row, config.timeout_s)
 
 
 @dataclass(frozen=True)
 class LookedUpChunk:
-    """The questions of a chunk, and the answers that are saved already."""
+    """The questions of a chunk, and their saved answers."""
 
     questions: Questions
     plan: Plan
@@ -113,28 +113,28 @@ class LookedUpChunk:
 
     @property
     def missing(self) -> list[tuple[PlannedCall, Question]]:
-        """The calls without a saved answer, each with what it asks."""
-        pairs = zip(self.plan.calls, self.questions.asked, strict=True)
+        """The calls without a saved answer, each with its question."""
+        pairs = zip(self.plan.calls, self.questions.distinct, strict=True)
         return [(call, question) for call, question in pairs if call.index not in self.found]
 
     def collect(
         self, spec: MapSpec, job: Mapping[str, Outcome | None], *, is_repeated: bool, limit_s: float
     ) -> ChunkAnswers:
-        """Return an answer a row: the saved one, or else that of `job`.
+        """Return an answer for each row: the saved one, otherwise that of `job`.
 
-        `job` has the outcomes of the calls that were asked now, by identity; None where the answer is saved.
+        `job` has the outcomes of the calls that were asked now, by identity; None for a call whose answer is saved.
         """
         outcomes: list[Outcome] = []
         for call in self.plan.calls:
             if (saved := self.found.get(call.index)) is not None:
                 outcomes.append(_attribute(saved, is_own=is_repeated or call.identity in job))
             else:
-                outcomes.append((job.get(call.identity) or _miss(call)).at(call.index))
-        return _collect(self.questions, outcomes, spec, self.first_row, limit_s)
+                outcomes.append((job.get(call.identity) or _missing_outcome(call)).at(call.index))
+        return _collect_answers(self.questions, outcomes, spec, self.first_row, limit_s)
 
 
 async def look_up_chunk(chunk: Chunk, spec: MapSpec, config: Config, terms: Terms, scope: RunScope) -> LookedUpChunk:
-    """Read the rows of a chunk and the answers that are saved. Nothing is asked."""
+    """Read the rows of a chunk and their saved answers. No call is made."""
     async with _open_chunk(chunk, spec, config, terms, scope) as (questions, execution):
         found = await execution.answers.load_reusable(execution.plan.calls)
         return LookedUpChunk(questions, execution.plan, found, chunk.first_row)
@@ -144,8 +144,8 @@ async def look_up_chunk(chunk: Chunk, spec: MapSpec, config: Config, terms: Term
 async def _open_chunk(
     chunk: Chunk, spec: MapSpec, config: Config, terms: Terms, scope: RunScope, *, session: Session | None = None
 ) -> AsyncIterator[tuple[Questions, Execution]]:
-    """Read the rows of a chunk and plan its calls. What its rows name is opened within the restrictions of a table."""
-    rows = await asyncio.to_thread(read_chunk, chunk, spec.columns)  # the table itself is named by the caller
+    """Read the rows of a chunk and plan its calls. Files that rows name are opened under the table's restrictions."""
+    rows = await asyncio.to_thread(read_chunk, chunk, spec.columns)  # outside the restrictions: the caller names it
     with spec.restrict():
         questions = await asyncio.to_thread(read_questions, rows, spec)
         plan = await plan_questions(questions, spec, first_row=chunk.first_row, limit_s=config.timeout_s)
@@ -154,9 +154,9 @@ async def _open_chunk(
 
 
 def _attribute(outcome: Outcome, *, is_own: bool) -> Outcome:
-    """Return the outcome as another run's, unless an earlier attempt of the run at hand may have asked for it.
+    """Return the outcome as another run's, unless an earlier attempt of the current run may have asked for it.
 
-    The flow that this run is part of may map other tables, which share their answers with this one.
+    The flow that this run is part of may map several tables, which share their answers.
     """
     if is_own:
         return outcome
@@ -164,18 +164,18 @@ def _attribute(outcome: Outcome, *, is_own: bool) -> Outcome:
     return BaseModel.model_copy(outcome, update={"reused": reused, "paid_before_usd": 0.0})
 
 
-def _miss(call: PlannedCall) -> Outcome:
-    message, hint = "The batch brought no answer to this row.", "Run again: it asks what has no answer."
+def _missing_outcome(call: PlannedCall) -> Outcome:
+    message, hint = "The batch has no answer to this row.", "Run again: only rows without an answer are asked."
     failure = CallFailure(index=call.index, kind="missing", message=message, hint=hint, retryable=True)
     return Outcome(index=call.index, identity=call.identity, failure=failure, attempts=1)
 
 
-def _collect(
+def _collect_answers(
     questions: Questions, outcomes: Sequence[Outcome], spec: MapSpec, first: int, limit_s: float
 ) -> ChunkAnswers:
     readings = read_answers(spec.options, [outcome.answer for outcome in outcomes], limit_s=limit_s)
     answers: list[MappedAnswer] = []
-    for index, (question, outcome) in enumerate(zip(questions.asked, outcomes, strict=True)):
+    for index, (question, outcome) in enumerate(zip(questions.distinct, outcomes, strict=True)):
         reading = readings[index] if readings else None
         misfit = describe_misfit(reading.problem) if reading and reading.problem else None
         number, value = first + question.row + 1, reading and reading.typed
@@ -183,7 +183,7 @@ def _collect(
             MappedAnswer.model_construct(
                 identity=outcome.identity,
                 row=AnswerRow.of(number, None, outcome, structured=value, misfit=misfit),
-                came="reused" if outcome.reused == "always" else "asked" if outcome.attempts else "not_asked",
+                origin="reused" if outcome.reused == "always" else "asked" if outcome.attempts else "not_asked",
                 paid_here=outcome.answer is not None and outcome.reused != "always",
                 paid_now=outcome.answer is not None and outcome.reused is None,
                 paid_before_usd=outcome.paid_before_usd if outcome.reused != "always" else 0.0,
@@ -200,13 +200,13 @@ def _collect(
             continue
         number = refused.setdefault((place.message, place.hint), len(answers))
         if number == len(answers):
-            answers.append(_refuse(first + index, place))
+            answers.append(_refusal_answer(first + index, place))
         places.append(number)
     return ChunkAnswers.model_construct(answers=answers, places=places)
 
 
-def leave_out(chunk: Chunk, failure: CallFailure) -> ChunkAnswers:
-    """Return the answers of a chunk that is not asked, because many calls before it failed."""
+def skip_chunk(chunk: Chunk, failure: CallFailure) -> ChunkAnswers:
+    """Return the answers of a chunk that is not asked because many calls before it failed."""
     is_budget = failure.kind == "budget"
     message = failure.message if is_budget else f"Not asked: the calls before it failed. {failure.message}"
     row = AnswerRow(
@@ -216,11 +216,11 @@ def leave_out(chunk: Chunk, failure: CallFailure) -> ChunkAnswers:
         error=message,
         hint=failure.hint,
     )
-    answer = MappedAnswer(identity=None, row=row, came="not_asked", failure=failure)
+    answer = MappedAnswer(identity=None, row=row, origin="not_asked", failure=failure)
     return ChunkAnswers(answers=[answer], places=[0] * chunk.rows)
 
 
-def _refuse(index: int, error: RowError) -> MappedAnswer:
+def _refusal_answer(index: int, error: RowError) -> MappedAnswer:
     row = AnswerRow(number=index + 1, prompt=None, status=UNUSABLE_ROW, error=error.message, hint=error.hint)
     failure = CallFailure(index=index, kind="source", message=error.message, hint=error.hint)
-    return MappedAnswer(identity=None, row=row, came="unusable", failure=failure)
+    return MappedAnswer(identity=None, row=row, origin="unusable", failure=failure)

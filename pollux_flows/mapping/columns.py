@@ -1,4 +1,4 @@
-"""Columns: the columns that a mapped table has beside those of its input, all named after the answer's."""
+"""Columns: the columns that a mapped table adds to those of its input, all named after the answer column."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LARGEST_INT: Final = (1 << 63) - 1
 
 
 class AnswerColumns:
-    """The columns of answers: `answer`, a typed one for each field of the response schema, and what it took."""
+    """The columns of answers: text, a typed column for each field of the response schema, status, usage and cost."""
 
     def __init__(self, name: str, options: Options) -> None:
         self._name = name
@@ -52,11 +52,11 @@ class AnswerColumns:
         if taken := [each.name for each in self.added if each.name in columns]:
             raise ConfigurationError(
                 f"The table has a column {taken[0]!r} already.",
-                hint="Pass another answer_column, after which all columns of the answers are named.",
+                hint="Pass another answer_column, which is the prefix of all columns of the answers.",
             )
 
     def cells(self, row: AnswerRow, *, is_reused: bool) -> dict[str, Any]:
-        """Return the cells of one row. The answer of a row that was answered before took nothing now."""
+        """Return the cells of one row."""
         found = row.structured if self._are_objects else {"value": row.structured}
         values = found if isinstance(found, Mapping) else {}
         cells: dict[str, Any] = {self._name: row.answer}
@@ -75,7 +75,7 @@ class AnswerColumns:
 
 
 def _kind_of(field: Any, schema: Mapping[str, Any]) -> Kind:
-    """Return the kind of column for a field: that of its type, where it has a single one besides null."""
+    """Return the kind of column for a field of a single type (besides null); "json" for other fields."""
     field = _resolve(field, schema)
     branches = [_resolve(each, schema) for each in field.get("anyOf", [field])]
     kinds = {kind for branch in branches for kind in _as_list(branch.get("type", "any"))} - {"null"}
@@ -85,7 +85,7 @@ def _kind_of(field: Any, schema: Mapping[str, Any]) -> Kind:
 def _fit(value: Any, kind: Kind) -> Any:
     """Return a value of an answer for a column of this kind; None if the column cannot hold it.
 
-    A schema bounds no numbers, and the caller's model may write a field otherwise than its schema says.
+    A schema does not limit numbers, and the caller's model may serialize a field differently from its schema.
     """
     match kind, value:
         case ("json", _) | ("text", str()) | ("bool", bool()):

@@ -1,7 +1,7 @@
-"""Questions: what each row of a chunk asks. Equal rows share a question, and a row that cannot ask has a reason.
+"""Questions: the prompt and sources of each row of a chunk. Equal rows share a question; unusable ones have an error.
 
-A cell of a source column holds a text, a path, an address, a YouTube link or an arXiv id, as a person would paste it;
-or an object with `uri` and `mime_type`, or with the fields of a Source; or a list of these.
+A cell of a source column is a text, a path, an address, a YouTube link or an arXiv id, as a person would paste it; or
+an object with `uri` and `mime_type`, or with the fields of a Source; or a list of these.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ class Question:
 
 @dataclass
 class Questions:
-    """The questions of a chunk, and for each of its rows the number of its question or the reason why it has none."""
+    """The distinct questions of a chunk, and for each of its rows the number of its question or an error."""
 
-    asked: list[Question] = field(default_factory=list)
+    distinct: list[Question] = field(default_factory=list)
     places: list[int | RowError] = field(default_factory=list)
 
     def refuse(self, refused: Mapping[Source, RowError]) -> None:
-        """Give the rows whose sources cannot be used a reason instead of their question."""
+        """Remove the questions whose sources cannot be used, and give their rows the error instead."""
         reasons = {
             number: refused[source]
-            for number, question in enumerate(self.asked)
+            for number, question in enumerate(self.distinct)
             for source in question.sources
             if source in refused
         }
-        left = [number for number in range(len(self.asked)) if number not in reasons]
+        left = [number for number in range(len(self.distinct)) if number not in reasons]
         renumbered = {number: new for new, number in enumerate(left)}
-        self.asked = [self.asked[number] for number in left]
+        self.distinct = [self.distinct[number] for number in left]
         self.places = [
             place if isinstance(place, RowError) else reasons.get(place) or renumbered[place] for place in self.places
         ]
 
 
 def read_questions(rows: Sequence[Mapping[str, Any]], spec: MapSpec) -> Questions:
-    """Return what these rows ask. Nothing that they name is opened."""
+    """Return the questions of these rows. No source is opened."""
     questions = Questions()
     numbers: dict[tuple[str, tuple[Source, ...]], int] = {}
     for index, row in enumerate(rows):
@@ -67,39 +67,39 @@ def read_questions(rows: Sequence[Mapping[str, Any]], spec: MapSpec) -> Question
             questions.places.append(error)
             continue
         number = numbers.setdefault((prompt, sources), len(numbers))
-        if number == len(questions.asked):
-            questions.asked.append(Question(index, prompt, sources))
+        if number == len(questions.distinct):
+            questions.distinct.append(Question(index, prompt, sources))
         questions.places.append(number)
     return questions
 
 
 async def plan_questions(questions: Questions, spec: MapSpec, *, first_row: int = 0, limit_s: float) -> Plan:
-    """Read the sources of the questions, refuse the rows whose sources cannot be used, and plan a call a question.
+    """Read the sources of the questions, refuse rows whose sources cannot be used, and plan one call per question.
 
-    A call has the number of the first row that asks it, counted from `first_row`.
+    The index of a call is that of the first row that asks it, counted from `first_row`.
     """
-    sources, _ = number_sources(questions.asked, spec)
+    sources, _ = number_sources(questions.distinct, spec)
     examined = await _examine(sources, spec, limit_s)
     refused = {source: found for source, found in examined.items() if isinstance(found, RowError)}
     if refused:
         questions.refuse(refused)
-    usable, sources_by_prompt = number_sources(questions.asked, spec)
+    usable, sources_by_prompt = number_sources(questions.distinct, spec)
     request = make_request(
-        [question.prompt for question in questions.asked],
+        [question.prompt for question in questions.distinct],
         target=spec.target,
         sources=usable,
         options=spec.options,
         sources_by_prompt=sources_by_prompt,
     )
     contents = [found if isinstance(found := examined[source], Content) else None for source in usable]
-    numbers = [first_row + question.row for question in questions.asked]
+    numbers = [first_row + question.row for question in questions.distinct]
     return await asyncio.to_thread(make_plan, request, contents, numbers=numbers)
 
 
 def number_sources(questions: Collection[Question], spec: MapSpec) -> tuple[list[Source], list[list[int]] | None]:
-    """Return the distinct sources of these questions, and the numbers of those that each is about.
+    """Return the distinct sources of these questions, and for each question the numbers of its sources.
 
-    None instead of the numbers for a table without source columns.
+    For a table without source columns, return None instead of the numbers.
     """
     numbers: dict[Source, int] = {}
     lists = [[numbers.setdefault(each, len(numbers)) for each in question.sources] for question in questions]
@@ -107,7 +107,7 @@ def number_sources(questions: Collection[Question], spec: MapSpec) -> tuple[list
 
 
 async def _examine(sources: Sequence[Source], spec: MapSpec, limit_s: float) -> dict[Source, Content | RowError | None]:
-    """Return the content of each source that is a file, None for the others, or why it cannot be used."""
+    """Return the content of each source that is a file, None for other sources, or the error of an unusable one."""
     at_once = asyncio.Semaphore(_READS_AT_ONCE)
 
     async def examine(source: Source) -> Content | RowError | None:
@@ -138,7 +138,7 @@ def _read_sources(column: str, cell: Any) -> list[Source]:
     if cell is None or isinstance(cell, str):
         raise RowError(f"{column} is empty.", hint="Fill it in, or leave the row out.")
     raise RowError(
-        f"{column} holds a {type(cell).__name__}, which is no source.",
+        f"{column} holds a {type(cell).__name__}, which cannot be a source.",
         hint="Write a text, a path, an address, an object with uri and mime_type, or a list of these.",
     )
 

@@ -1,4 +1,4 @@
-"""Report: what became of the rows of a table, in numbers that add up."""
+"""Report: the outcome of the rows of a table, in numbers that add up."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ class MapReport(Record):
 
     @property
     def unanswered(self) -> int:
-        """The number of rows without one."""
+        """The number of rows without a usable answer."""
         return self.rows - self.answered
 
 
-class Tally:
-    """Counts rows as their answers come. It remembers 16 bytes of each question, to pay no duplicate twice."""
+class RowTally:
+    """Counts the rows of a table and their costs. A digest of each call is stored, so that duplicates count once."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -84,13 +84,13 @@ class Tally:
         counted: set[int] = set()
         for place in chunk.places:
             answer = chunk.answers[place]
-            kind: str = answer.came
+            kind: str = answer.origin
             if answer.identity is not None:
                 name = hashlib.blake2b(answer.identity.encode(), digest_size=_DIGEST_BYTES).digest()
                 is_new = name not in self._seen
                 self._seen.add(name)
                 kind = kind if is_new or kind == "not_asked" else "duplicates"
-                # One that was blocked, or left empty, may be asked again by an equal row of a later chunk.
+                # A call with a blocked or empty answer may be repeated for an equal row of a later chunk.
                 if answer.paid_here and (is_new or (answer.paid_now and place not in counted)):
                     costs.append(Cost(answer.row.cost_usd, answer.cost_unknown))
                     self._usage.update(answer.row.usage)

@@ -1,4 +1,4 @@
-"""MapSpec: how the rows of a table become calls. It travels as JSON, so that a chunk can be answered anywhere."""
+"""MapSpec: how the rows of a table become calls, as a document, so that any machine can answer a chunk."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pollux_flows.options import Options
 from pollux_flows.plain import Text
 from pollux_flows.tables.template import Template
 
-_ONE_ANSWER: Final = "Each row is asked once. Use converse for tools and conversations that go on."
+_ONE_ANSWER: Final = "Each row is asked once. Use converse for tools and longer conversations."
 
 
 class MapSpec(Document):
-    """A prompt over the rows of a table: the template, the columns with sources, and how to answer."""
+    """A prompt about the rows of a table: the template, the source columns, the target and the options."""
 
     prompt: Text = Field(description="The template, with columns in braces.")
     source_columns: list[Text] = Field(default_factory=list)
@@ -42,7 +42,7 @@ class MapSpec(Document):
         return list(dict.fromkeys([*self.template.columns, *self.source_columns]))
 
     def check(self) -> None:
-        """Refuse options that make no sense for rows, before the table is read."""
+        """Refuse options that cannot be used with a table, before the table is read."""
         options = self.options
         _ = self.template
         for name in ("tools", "tool_choice", "continue_from", "cache"):
@@ -55,9 +55,9 @@ class MapSpec(Document):
         capabilities.check(self.target, options, [])
 
     def restrict(self) -> AbstractContextManager[None]:
-        """Apply the restrictions of the run or, in a script, those of a table, which often comes from strangers.
+        """Apply the restrictions of the run or, in a script, those of a table, whose content is often not trusted.
 
-        Its paths lead to its folders alone; what the options name was checked before.
+        Paths in its cells must be in `folders`. What the options name is allowed, as the caller wrote them.
         """
         own = Restrictions(
             folders=self.folders,

@@ -1,4 +1,4 @@
-"""Answers: what a run has already, what it may still ask for, and new answers on their way into the journal."""
+"""Answers: reuse the saved answers of a run, decide which calls may be made, and save new answers in the journal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uuid import uuid4
 from pollux_flows.config import Target
 from pollux_flows.errors import PolluxError
 from pollux_flows.pipeline.plan import PlannedCall
-from pollux_flows.pipeline.saved_answers import Saved, look_for
+from pollux_flows.pipeline.saved_answers import Saved, check_saved
 from pollux_flows.pipeline.spending import Spending
 from pollux_flows.pipeline.terms import Terms
 from pollux_flows.result import Outcome
@@ -22,19 +22,19 @@ from pollux_flows.state.fallback_files import write_fallback_file
 from pollux_flows.state.index import RunFacts
 from pollux_flows.state.journal import CallLeasedError, Journal
 from pollux_flows.state.leases import LeaseLostError, run_to_completion
-from pollux_flows.state.slots import RunScope, Slot, Slots
+from pollux_flows.state.slots import AnswerSlot, RunScope, Slots
 from pollux_flows.state.store import open_store
 
 MayAsk = Callable[[], Awaitable[None]]
-"""Returns when a call may be made, or raises why it may not."""
+"""Returns once a call may be made. Raises if it must not be made."""
 
-# A store that is being restarted, or a disk that is being cleared, gets so much time to take a paid answer. One
-# that is locked takes longer than that to say so.
+# Saving a paid answer is retried for so long, in case the store is being restarted or the disk cleared. A store that
+# is locked takes longer than that to report it.
 _PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 
 
 class Answers:
-    """The answers of one run, on its terms."""
+    """The saved and new answers of one run, on its terms."""
 
     def __init__(
         self,
@@ -50,9 +50,9 @@ class Answers:
         self._facts = facts or RunFacts()
         self._scope = scope or (None if terms.run_key is None else RunScope(terms.run_key))
         self._journal = Journal(store, self._scope.run if self._scope else uuid4().hex)
-        # With "always", calls are claimed for all runs at once; and a run without a name has no other attempt.
+        # With "always", calls are leased across all runs instead; and a run without a name has no other attempt.
         self._slots = Slots(store, self._scope) if self._scope and terms.reuse != "always" else None
-        self._taken: dict[int, Slot] = {}
+        self._taken: dict[int, AnswerSlot] = {}
         self._asked: set[str] = set()
         self._answered: set[str] = set()
         self._beginning: asyncio.Task[None] | None = None
@@ -67,44 +67,44 @@ class Answers:
         )
         self._paid: dict[str, float] = {}  # for each call, in earlier attempts
         self._has_begun = False
-        # Cleared while an answer cannot be saved: no new call is made. `_broken` is why it could not be.
-        self._well = asyncio.Event()
-        self._well.set()
-        self._broken: PolluxError | None = None
+        # Cleared while an answer cannot be saved, so that no new call is made. `_save_error` is the reason.
+        self._can_save = asyncio.Event()
+        self._can_save.set()
+        self._save_error: PolluxError | None = None
 
     async def load_reusable(self, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
-        """The outcomes of those calls that need not be made, by the calls' numbers."""
+        """Return the outcomes of calls with a saved answer, by index."""
         if not self._has_begun:
             await self._journal.save_fallback_files()
             if self._scope is not None:
                 await self._journal.write_facts(self._facts, self._scope.flow_run)
             self._has_begun = True
         if self._slots is not None:
-            return await self._take(self._slots, calls)
+            return await self._acquire_slots(self._slots, calls)
         self._asked |= {call.identity for call in calls}
-        # Also what the run paid for in an earlier attempt and cannot use.
-        own = await self._own(calls)
+        # This includes answers of an earlier attempt that were paid for and cannot be used.
+        own = await self._load_own(calls)
         earlier = {name: outcome for name, outcome in own.items() if name not in self._paid}
         for each in earlier.values():
-            self.spending.count_found(each)
+            self.spending.count_saved(each)
         self._paid |= {name: each.paid_usd for name, each in earlier.items()}
         if self._scope is not None:
             await self._journal.write_index(calls, self._scope.flow_run)
-        return await self._found(calls, own)
+        return await self._load_usable(calls, own)
 
     async def begin(self) -> None:
-        """Note that the run asks something, or raise why its answers could not be saved."""
+        """Record that the run makes calls. Raises if its answers could not be saved."""
         if self._beginning is None:
             self._beginning = asyncio.create_task(self._journal.begin(complete=None if self._slots else False))
         await asyncio.shield(self._beginning)
 
-    async def look_for_saved(self, outcomes: Iterable[Outcome]) -> Saved | None:
-        """Look whether the answers among these are still in the store; None if none of them was saved."""
+    async def check_saved(self, outcomes: Iterable[Outcome]) -> Saved | None:
+        """Check whether the saved answers among these are still in the store; None if none of them was saved."""
         saved = [outcome for outcome in outcomes if outcome.problem is None and outcome.save_error is None]
-        return await look_for(self._journal, saved) if saved else None
+        return await check_saved(self._journal, saved) if saved else None
 
     async def close(self) -> None:
-        """Release the leases on calls that were not answered, and what is reserved of the budget."""
+        """Release the leases on unanswered calls, and the rest of the reserved budget."""
         await run_to_completion(self.spending.close())
         if self._slots is not None:
             asked = {slot.identity for slot in self._taken.values()}
@@ -115,9 +115,9 @@ class Answers:
 
     @asynccontextmanager
     async def claim_call(self, planned: PlannedCall) -> AsyncIterator[MayAsk]:
-        """Yield the check whether the call may be made, to be called with the slot in hand: answers may come meanwhile.
+        """Claim a call, and yield the check whether it may be made, to be called while the caller has a slot.
 
-        Raises CallLeasedError, at once or then, where another execution is asking it: `wait` has more.
+        Raises CallLeasedError, at once or in that check, if another execution makes the call or has just made it.
         """
         if self._slots is not None:
             if planned.index not in self._taken:
@@ -127,42 +127,42 @@ class Answers:
         if self._terms.reuse != "always":
             yield self.check_may_ask
             return
-        async with self._journal.lease_call(planned.identity) as take:
+        async with self._journal.lease_call(planned.identity) as acquire:
 
-            async def may_ask() -> None:
+            async def check_may_ask() -> None:
                 await self.check_may_ask()
-                await take()
-                if await self._found([planned]):
+                await acquire()
+                if await self._load_usable([planned]):
                     raise CallLeasedError
 
-            yield may_ask
+            yield check_may_ask
 
     async def wait_for_other(self, planned: PlannedCall) -> Outcome | None:
-        """The outcome of a call that another execution is asking, once that has ended; None if it brought no answer."""
+        """Wait for a call that another execution makes, and return its outcome; None if it got no answer."""
         if self._slots is None:
             await self._journal.wait_for_release(planned.identity)
-            return (await self._found([planned])).get(planned.index)
+            return (await self._load_usable([planned])).get(planned.index)
         self._taken[planned.index] = slot = await self._slots.wait_for_slot(planned, self._taken.get(planned.index))
         return self._reusable(planned, slot)
 
     def identity(self, planned: PlannedCall) -> str:
-        """The name under which the run has the answer to this call."""
+        """Return the identity under which the run saves the answer to this call."""
         slot = self._taken.get(planned.index)
         return planned.identity if slot is None else slot.identity
 
     async def save_outcome(self, outcome: Outcome) -> Outcome:
-        """Save the outcome of a call; where that is not possible, return it with the reason."""
+        """Save the outcome of a call, and return it; if it cannot be saved, with the reason."""
         if paid_before := self._paid.get(outcome.identity):
             outcome = outcome.model_copy(update={"paid_before_usd": paid_before})
         return await self._save(outcome)
 
     async def save_late(self, outcome: Outcome) -> Outcome:
-        """Save an answer that could not be saved when it came, if that is possible now."""
+        """Try again to save an answer that could not be saved when it arrived."""
         if outcome.save_error is None or outcome.spilled is not None:
             return outcome
         return await self._save(outcome.model_copy(update={"save_error": None}))
 
-    async def _take(self, slots: Slots, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
+    async def _acquire_slots(self, slots: Slots, calls: Sequence[PlannedCall]) -> dict[int, Outcome]:
         new = [call for call in calls if call.index not in self._taken]
         if self._scope is not None and self._scope.is_repeated:
             await adopt_answers(self._journal.store, self._scope.run, new)
@@ -170,14 +170,14 @@ class Answers:
         found = {call.index: self._reusable(call, slot) for call in new if (slot := self._taken.get(call.index))}
         return {index: outcome for index, outcome in found.items() if outcome is not None}
 
-    def _reusable(self, planned: PlannedCall, slot: Slot) -> Outcome | None:
-        """The answer in this slot as the outcome of the call, unless it has none, or none that is of use."""
+    def _reusable(self, planned: PlannedCall, slot: AnswerSlot) -> Outcome | None:
+        """Return the usable answer in this slot as the outcome of the call; None if it has none."""
         outcome = slot.outcome
-        for each in slot.passed_over:
-            self.spending.count_found(each)
+        for each in slot.unused_answers:
+            self.spending.count_saved(each)
         if outcome is None:
             return None
-        self.spending.count_found(outcome)
+        self.spending.count_saved(outcome)
         if outcome.problem is None:
             self._answered.add(slot.identity)
             paid_before = outcome.paid_before_usd + slot.spent_usd
@@ -185,38 +185,40 @@ class Answers:
             return outcome.model_copy(
                 update={"index": planned.index, "paid_before_usd": paid_before, "counted_in": counted_in}
             )
-        # The slot of an answer that a provider blocked, or left empty, is asked again: that is what a retry is for.
+        # A blocked or empty answer is asked for again, as a retry is meant to do.
         self._paid[slot.identity] = outcome.paid_usd
         return None
 
-    async def _may_ask_in_slot(self, slots: Slots, slot: Slot) -> None:
+    async def _may_ask_in_slot(self, slots: Slots, slot: AnswerSlot) -> None:
         await self.check_may_ask()
         try:
             await slots.check_lease(slot)
         except LeaseLostError:
             raise CallLeasedError from None
 
-    async def _found(self, calls: Sequence[PlannedCall], own: dict[str, Outcome] | None = None) -> dict[int, Outcome]:
+    async def _load_usable(
+        self, calls: Sequence[PlannedCall], own: dict[str, Outcome] | None = None
+    ) -> dict[int, Outcome]:
         terms, names = self._terms, [call.identity for call in calls]
         if terms.reuse != "always":
             return {}
-        found = await self._own(calls) if own is None else own
+        found = await self._load_own(calls) if own is None else own
         missing = [name for name in names if name not in found]
         found = await self._journal.load_reusable(missing, terms.max_age, terms.since or 0.0) | found
         good = {name: outcome for name, outcome in found.items() if outcome.problem is None}
         self._answered |= good.keys()
         return {call.index: good[call.identity].at(call.index) for call in calls if call.identity in good}
 
-    async def _own(self, calls: Sequence[PlannedCall]) -> dict[str, Outcome]:
+    async def _load_own(self, calls: Sequence[PlannedCall]) -> dict[str, Outcome]:
         if self._scope is None:
             return {}
         return await self._journal.load_own([call.identity for call in calls])
 
     async def check_may_ask(self) -> None:
-        """Return when this run may make another call, or raise why it may not."""
-        await self._well.wait()
-        if self._broken is not None:
-            raise self._broken
+        """Return once this run may make another call. Raises if it must not make any."""
+        await self._can_save.wait()
+        if self._save_error is not None:
+            raise self._save_error
         self.spending.check()
 
     async def _save(self, outcome: Outcome) -> Outcome:
@@ -228,19 +230,19 @@ class Answers:
             except PolluxError as error:
                 failure = error
             else:
-                self._well.set()
+                self._can_save.set()
                 if outcome.problem is None:
                     self._answered.add(outcome.identity)
                 return outcome
-            if pause is None or self._broken is not None or time.monotonic() > give_up:
+            if pause is None or self._save_error is not None or time.monotonic() > give_up:
                 break
-            self._well.clear()
+            self._can_save.clear()
             try:
                 await asyncio.sleep(pause)
             except asyncio.CancelledError:
-                self._well.set()  # others find out for themselves
+                self._can_save.set()  # other calls find out for themselves
                 raise
-        self._broken = failure
-        self._well.set()  # those who waited are refused
+        self._save_error = failure
+        self._can_save.set()  # waiting calls are refused
         spilled = await asyncio.to_thread(write_fallback_file, self._journal.make_records(outcome.identity, outcome))
         return outcome.model_copy(update={"save_error": failure.message, "spilled": spilled and str(spilled)})

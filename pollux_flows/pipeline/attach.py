@@ -1,4 +1,4 @@
-"""Attach: have every source of a plan in the form it is sent in, each file uploaded once."""
+"""Attach: make the sources of a plan ready to send, and upload each file once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pollux_flows.errors import APIError, InternalError, PolluxError
 from pollux_flows.files.content import Content, load
 from pollux_flows.pipeline.cleanup import open_ledger, release_owner
 from pollux_flows.pipeline.plan import Plan
-from pollux_flows.pipeline.upload_file import send
+from pollux_flows.pipeline.upload_file import upload_file
 from pollux_flows.providers.material import Delivery, Material
 from pollux_flows.providers.registry import find_provider
 from pollux_flows.providers.session import Session
@@ -25,11 +25,11 @@ from pollux_flows.source import Source
 from pollux_flows.state.ledger import MARGIN_S, NO_LIMIT, OWNER_S, Ledger
 from pollux_flows.state.upload import Uploaded, UploadKey
 
-# Uploads share the way out with the calls; more at once would only make each slower.
+# Uploads share the bandwidth with the calls; more at once would only make each slower.
 _UPLOADS_AT_ONCE: Final = 4
 _RENEW_S: Final = 900.0
-# How the providers say, among other things, that they do not have the file that a request names.
-_MAY_MEAN_FORGOTTEN: Final = {400, 403, 404}
+# The statuses with which providers report, among other problems, that they do not have a file of a request.
+_MAY_MEAN_LOST: Final = {400, 403, 404}
 _log: Final = logging.getLogger("pollux_flows")
 
 
@@ -37,7 +37,7 @@ _log: Final = logging.getLogger("pollux_flows")
 async def open_attachments(plan: Plan, session: Session, owner: str) -> AsyncIterator[Attachments]:
     """Yield the attachments of a plan, and release its files afterwards."""
     if "upload" not in (delivery_of(plan, index) for index in range(len(plan.sources))):
-        yield Attachments(plan, session)  # no file, so no ledger
+        yield Attachments(plan, session)  # without files, no ledger is needed
         return
     ledger = open_ledger(session.config)
     account = await ledger.derive_account(session.config.key())
@@ -80,12 +80,12 @@ class FileOwner:
         turn: AbstractAsyncContextManager[object] = NO_LIMIT,
         purpose: Purpose = "source",
     ) -> Uploaded:
-        """The provider's file with that content, uploaded if it has none."""
+        """Return the provider's file with that content, which is uploaded if there is none."""
         key, config = self.key(session.config.target, content), session.config
         return await self.ledger.acquire(
             key,
             self.owner,
-            lambda marker: send(
+            lambda marker: upload_file(
                 session, source, content, marker, partial(self.ledger.add_leftover, key), purpose=purpose
             ),
             margin_s=self.margin_s,
@@ -107,7 +107,7 @@ class FileOwner:
 
 
 class Attachments:
-    """The sources of one plan, made ready for one provider. A call that needs one waits until it is ready."""
+    """The sources of one plan in the form that one provider accepts. Calls wait until their sources are ready."""
 
     def __init__(self, plan: Plan, session: Session, owner: FileOwner | None = None) -> None:
         self._plan, self._session, self._owner = plan, session, owner
@@ -115,8 +115,8 @@ class Attachments:
         self._ready: dict[int, asyncio.Task[Material]] = {}
         self._in_use: WeakValueDictionary[int, Material] = WeakValueDictionary()
 
-    def pretended(self, sources: Sequence[int]) -> tuple[Material, ...]:
-        """Return stand-ins for the materials, for a request that is only checked. Nothing is read or sent."""
+    def make_placeholders(self, sources: Sequence[int]) -> tuple[Material, ...]:
+        """Return placeholders for the materials, for a request that is only checked. Nothing is read or sent."""
         return tuple(
             Material(
                 self._plan.sources[index],
@@ -128,47 +128,49 @@ class Attachments:
         )
 
     async def materials(self, sources: Sequence[int]) -> tuple[Material, ...]:
-        """The materials of these sources, in their order."""
-        held = {index: material for index in sources if (material := self._in_use.get(index)) is not None}
-        making = {index: self._making(index) for index in sources if index not in held}
-        # Shielded: a call that is cancelled must not take the others' upload with it.
-        held |= {index: await asyncio.shield(task) for index, task in making.items()}
-        for index, material in held.items():
-            if material.file is None:  # it holds the bytes: kept no longer than calls need them
+        """Return the materials of these sources, in their order, once they are ready."""
+        ready = {index: material for index in sources if (material := self._in_use.get(index)) is not None}
+        tasks = {index: self._start_making(index) for index in sources if index not in ready}
+        # Shielded, as cancelling a call must not cancel an upload that other calls wait for.
+        ready |= {index: await asyncio.shield(task) for index, task in tasks.items()}
+        for index, material in ready.items():
+            if material.file is None:  # it holds the bytes, so it is only cached while calls use it
                 self._in_use[index] = material
                 self._ready.pop(index, None)
-        return tuple(held[index] for index in sources)
+        return tuple(ready[index] for index in sources)
 
-    def _making(self, index: int) -> asyncio.Task[Material]:
+    def _start_making(self, index: int) -> asyncio.Task[Material]:
         if index not in self._ready:
             self._ready[index] = asyncio.create_task(self._make(index))
         return self._ready[index]
 
-    async def lost(self, error: APIError | None, sources: Sequence[int], materials: Sequence[Material]) -> bool:
-        """Return whether a call failed because the provider lost files: it is worth another try with new ones."""
-        if error is None or error.status_code not in _MAY_MEAN_FORGOTTEN:
+    async def has_lost_files(
+        self, error: APIError | None, sources: Sequence[int], materials: Sequence[Material]
+    ) -> bool:
+        """Return whether a call failed because the provider lost files, so that it can be retried with new ones."""
+        if error is None or error.status_code not in _MAY_MEAN_LOST:
             return False
         try:
-            return await self._forgotten(sources, materials)
+            return await self._forget_lost_files(sources, materials)
         except PolluxError:
-            return False  # unknown, so the provider's error about the call stands
+            return False  # unknown, so the provider's error about the call is reported
 
-    async def _forgotten(self, sources: Sequence[int], materials: Sequence[Material]) -> bool:
-        """Return whether the provider lost any of these files. The next call that needs them uploads them again."""
-        lost = False
+    async def _forget_lost_files(self, sources: Sequence[int], materials: Sequence[Material]) -> bool:
+        """Forget those of these files that the provider lost, so that they are uploaded again. False if none is."""
+        has_lost = False
         for index, material in zip(sources, materials, strict=True):
             if material.file is None or await self._session.file_exists(material.file.file_id):
                 continue
-            lost = True
+            has_lost = True
             key, owner = self._key(index)
             await owner.ledger.forget(key, material.file.file_id)
             ready = self._ready.get(index)
-            if ready is not None and ready.done() and ready.result() is material:  # else another call was quicker
+            if ready is not None and ready.done() and ready.result() is material:  # otherwise another call was quicker
                 del self._ready[index]
-        return lost
+        return has_lost
 
     async def close(self) -> None:
-        """End preparations that no call waits for any more."""
+        """Cancel uploads and reads that no call waits for any more."""
         for task in self._ready.values():
             task.cancel()
         await asyncio.gather(*self._ready.values(), return_exceptions=True)
@@ -190,26 +192,25 @@ class Attachments:
     async def _text(self, source: Source, content: Content | None) -> str:
         if content is None:
             return source.text or ""
-        return (
-            await load(source, content, limit_s=self._session.config.timeout_s)
-        ).decode()  # which a byte order mark is a part of
+        data = await load(source, content, limit_s=self._session.config.timeout_s)
+        return data.decode()  # including a byte order mark
 
     def _key(self, index: int) -> tuple[UploadKey, FileOwner]:
         content = self._plan.contents[index]
         if content is None or self._owner is None:
-            raise InternalError(f"Source {index} is no file.")
+            raise InternalError(f"Source {index} is not a file.")
         return self._owner.key(self._plan.target, content), self._owner
 
 
 def delivery_of(plan: Plan, index: int) -> Delivery:
-    """How a source of the plan travels."""
+    """Return how a source of the plan is sent to its provider."""
     content = plan.contents[index]
     delivery = find_provider(plan.target.provider).sources.delivery
     return delivery(plan.sources[index], _mime_type(plan, index), content.size_bytes if content else None)
 
 
 def text_size(plan: Plan, index: int) -> int:
-    """Return how many bytes of text a source of the plan sends; 0 for one that travels otherwise."""
+    """Return the bytes of text of a source that is sent as text; 0 for other sources."""
     if delivery_of(plan, index) != "text":
         return 0
     content = plan.contents[index]

@@ -1,4 +1,4 @@
-"""Cache calls: the requests about a provider's caches that cost nothing, each retried."""
+"""Cache calls: requests about a provider's caches that are free, with retries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log: Final = logging.getLogger("pollux_flows")
 
 
 def is_lost(error: PolluxError | None) -> bool:
-    """Return whether the provider said that it has no such cache."""
+    """Return whether the error means that the provider does not have the cache."""
     return (
         isinstance(error, CacheError)
         and error.status_code in {403, 404}
@@ -30,7 +30,7 @@ def is_lost(error: PolluxError | None) -> bool:
 
 
 class CacheCalls:
-    """The requests about a provider's caches that cost nothing, each retried."""
+    """Makes requests about a provider's caches that are free, with retries."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -41,11 +41,11 @@ class CacheCalls:
         return await self._unless_lost(lambda: self._module.get(self._session.client, name))
 
     async def extend(self, name: str, ttl_seconds: int) -> ProviderCache | None:
-        """Let it live for so long from now on; None if the provider does not have it."""
+        """Extend the cache to live for so long from now on; None if the provider does not have it."""
         return await self._unless_lost(lambda: self._module.extend(self._session.client, name, ttl_seconds))
 
     async def find(self, display_name: str) -> ProviderCache | None:
-        """Return the cache of this display name. Should there be several, all but the longest-lived are deleted."""
+        """Return the cache of this display name. If there are several, all but the longest-lived are deleted."""
         found = await self.find_all([display_name])
         found.sort(key=lambda cache: cache.expires_at)
         for extra in found[:-1]:
@@ -57,11 +57,11 @@ class CacheCalls:
         return await self._ask(lambda: self._module.find_all(self._session.client, display_names))
 
     async def delete(self, name: str) -> None:
-        """Delete it; one that is gone already is as good as deleted."""
+        """Delete the cache, unless the provider has lost it already."""
         await self._unless_lost(lambda: self._module.delete(self._session.client, name))
 
     async def delete_quietly(self, name: str) -> None:
-        """Delete it, best effort."""
+        """Delete the cache, best effort."""
         try:
             await self.delete(name)
         except PolluxError as error:
@@ -82,11 +82,11 @@ class CacheCalls:
 async def look_for_cache(
     calls: CacheCalls, display_name: str, until: float, clock: Clock, pauses: tuple[float, ...] = ()
 ) -> ProviderCache | None:
-    """Return the cache of this display name, looked for once at least and until that time."""
-    looks = iter(pauses)
+    """Look for the cache of this display name, at least once and until that time; None if it is not found."""
+    remaining_pauses = iter(pauses)
     while True:
         if (found := await calls.find(display_name)) is not None:
             return found
         if (left := until - clock()) <= 0:
             return None
-        await asyncio.sleep(min(next(looks, _LOOK_S), left))
+        await asyncio.sleep(min(next(remaining_pauses, _LOOK_S), left))

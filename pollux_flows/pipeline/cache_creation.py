@@ -1,11 +1,11 @@
-"""Cache creation: find a cache in the registry or make it, once for all who ask at the same time.
+"""Cache creation: find a cache in the registry or create it, once for all processes that need it at the same time.
 
-Its steps, and what the next lease holder does when its creator dies after each:
+The steps of a creation, and what the next owner of the lease does if the creating process dies after each:
 
-1. The intent is saved, under a new display name. Nothing was asked: it creates.
-2. The sources are uploaded. The files belong to the identity, so it creates from those that are there.
-3. `asked_at` is saved, then the provider is asked. It looks for the display name until the provider's listing has had
-   time to settle, adopts what it finds, and only else creates; the name is noted as abandoned, for a sweep to look for.
+1. The intent is saved, under a new display name. Nothing was requested: create the cache.
+2. The sources are uploaded. The files belong to the identity: create the cache from them.
+3. `asked_at` is saved, then the provider is asked. Look for the display name until the provider's lists are settled,
+   and adopt the cache if it is found. Otherwise create one, and record the old name as abandoned, for a sweep.
 4. The reply is saved.
 """
 
@@ -43,18 +43,18 @@ from pollux_flows.state.leases import Clock, LeaseLostError, run_to_completion
 from pollux_flows.state.upload import Failure
 
 MARGIN_S: Final = 60.0
-"""A cache that lives for less than this is extended before it is used; of a short-lived one, a tenth of its life."""
+"""A cache with less time left than this, or than a tenth of its lifetime, is extended before it is used."""
 
 SETTLED_S: Final = 30.0
-"""So long after the provider was asked, a cache that no listing shows is none."""
+"""So long after the request, a cache that the provider does not list counts as not created."""
 
-# After a reply that was lost, the cache most often shows at once.
+# After a lost reply, the cache is usually listed at once.
 _LOOKS_S: Final = (0.5, 1.0, 2.0)
-# A creation that the provider works on is paid for: a cancelled creator waits a moment longer for the reply.
+# A creation in progress is paid for, so a cancelled process waits a moment longer for the reply.
 _GRACE_S: Final = 5.0
 _USED_EVERY_S: Final = 600.0
 _LARGEST_REQUEST: Final = 1_000_000
-# A cache's files stay until the record is retired: the provider does not say whether it copies them.
+# The files of a cache stay until the record is retired, as the provider does not document whether it copies them.
 _OWNED_S: Final = None
 _FILE_MARGIN_S: Final = 600.0
 _MOST_ABANDONED: Final = 20
@@ -74,7 +74,7 @@ class PreparedCache:
 
 
 async def prepare_cache(request: CacheRequest, config: Config) -> PreparedCache:
-    """Refuse what cannot be cached, read the sources, and return the request with its identity. Nothing is sent."""
+    """Check the request, read the sources, and return the request with its identity. Nothing is sent."""
     capabilities.require_cache(config.target)
     options = Options(system_instruction=request.system_instruction, tools=request.tools)
     checked = make_request([], target=config.target, sources=request.sources, options=options)
@@ -83,7 +83,7 @@ async def prepare_cache(request: CacheRequest, config: Config) -> PreparedCache:
             "An address that Gemini opens while it answers cannot be cached.", hint="Leave out with_gemini_url_context."
         )
     if not checked.sources and not request.system_instruction and not request.tools:
-        raise ConfigurationError("There is nothing to keep.", hint="Pass sources, a system_instruction or tools.")
+        raise ConfigurationError("There is nothing to cache.", hint="Pass sources, a system_instruction or tools.")
     plan = make_plan(checked, await read_sources(checked, limit_s=config.timeout_s))
     names = [
         source_identity(source, config.provider, (content.sha256, content.mime_type) if content else None)
@@ -121,15 +121,15 @@ async def create_or_find(
     is_temporary: bool = False,
     clock: Clock = time.time,
 ) -> ObtainedCache:
-    """Return the registry's living cache, extended where it is short-lived, or a new one.
+    """Return the registry's living cache, extended if it expires soon, or a new one.
 
-    Of all who ask at once, in all processes that share the registry, one creates and the others wait for it. When that
-    fails, its error is raised in all who waited at that moment; the next call tries again.
+    Of all processes that share the registry and need the cache at the same time, one creates it and the others wait. If
+    the creation fails, its error is raised in all that waited; the next call tries again.
 
-    `needed_s` is for how long the cache has to live. `lost` names a cache that the provider no longer has. With
-    `verify`, the provider is asked whether it still has what the registry knows. `pin` keeps a sweep from deleting the
-    cache for want of use: its handle is in a caller's hands. A temporary cache is one that the run `created_by`
-    deletes at its end; asked for without `is_temporary`, it becomes one that stays.
+    `needed_s` is how long the cache has to live. `lost` names a cache that the provider no longer has. With `verify`,
+    the provider is asked whether it still has the registered cache. With `pin`, a sweep does not delete the cache as
+    unused, because a caller has its handle. The run `created_by` deletes a temporary cache at its end; requested
+    without `is_temporary`, the cache becomes a permanent one.
     """
     creation = _Creation(prepared, config, registry, needed_s, lost, verify, pin, created_by, is_temporary, clock)
     try:
@@ -140,11 +140,11 @@ async def create_or_find(
 
 
 async def record_use(registry: CacheRegistry, identity: str, clock: Clock = time.time) -> CacheRecord | None:
-    """Note that a registered cache is used, so that no sweep takes it for idle, and return its record."""
+    """Record that a registered cache is used, so that no sweep deletes it as unused, and return its record."""
     record = await registry.find(identity)
     if record is None or clock() - record.last_used_at < _USED_EVERY_S:
         return record
-    with suppress(LeaseLostError, TimeoutError):  # another process is at it, and notes the same
+    with suppress(LeaseLostError, TimeoutError):  # another process has the lease, and records the use as well
         async with registry.lock(identity, patience_s=0) as lock:
             if lock.record is not None:
                 await lock.save(lock.record.change(last_used_at=clock()))
@@ -187,8 +187,8 @@ class _Creation:
     def __post_init__(self) -> None:
         self._is_new = False
         self._began = self.clock()
-        self._seen: str | None = None  # the creation that this one waits for
-        self._unsaved: str | None = None  # a cache that was made, and is not in the registry yet
+        self._seen: str | None = None  # the display name of the creation that this one waits for
+        self._unsaved: str | None = None  # a cache that was created, and is not in the registry yet
         self._stack = AsyncExitStack()
         self._session_or_none: Session | None = None
         ttl_s = float(self.prepared.request.ttl_seconds)
@@ -208,14 +208,14 @@ class _Creation:
                     async with self.registry.lock(identity) as lock:
                         record = await self._obtain(lock)
                     break
-                except LeaseLostError:  # taken for dead, another took over: look again
+                except LeaseLostError:  # another process has taken over: look again
                     continue
             if self._unsaved is not None and record.name != self._unsaved:
                 await (await self._calls()).delete_quietly(self._unsaved)
             return ObtainedCache(record, self._is_new)
 
     def _is_usable(self, record: CacheRecord) -> bool:
-        """Return whether the record can be handed out as it is."""
+        """Return whether the record can be used without changes."""
         now = self.clock()
         return (
             record.name not in {None, self.lost}
@@ -247,7 +247,7 @@ class _Creation:
     async def _adopt(self, lock: CacheLock, record: CacheRecord) -> CacheRecord:
         """Look for a cache whose reply was lost; save it if the provider has it."""
         until = (record.asked_at or 0.0) + SETTLED_S
-        # Should the clock have been set back, that is still the longest wait.
+        # Also the longest wait if the clock was set back.
         until = min(until, self.clock() + SETTLED_S)
         found = await look_for_cache(await self._calls(), record.display_name, until, self.clock)
         if found is None:
@@ -257,8 +257,8 @@ class _Creation:
         return record
 
     async def _refresh(self, record: CacheRecord) -> CacheRecord | None:
-        """Return the record of a living cache, verified and extended as need be; None if it lives no more."""
-        now, fresh = self.clock(), record.last_used_at >= self._began  # by another, while this one waited
+        """Return the record of a living cache, verified and extended if necessary; None if it has expired."""
+        now, fresh = self.clock(), record.last_used_at >= self._began  # used by another process while this one waited
         if record.remaining_s(now) <= 0:
             return None
         name = record.name or ""
@@ -280,11 +280,11 @@ class _Creation:
         return record.change(is_pinned=True) if self.pin and not record.is_pinned else record
 
     async def _unless_unreachable(
-        self, record: CacheRecord, asking: Coroutine[Any, Any, ProviderCache | None]
+        self, record: CacheRecord, request: Coroutine[Any, Any, ProviderCache | None]
     ) -> ProviderCache | None:
-        """Return what the provider says; where it says nothing and the cache lives a while, what was known."""
+        """Return the result of a request; if it fails and the cache should still live, its registered description."""
         try:
-            return await asking
+            return await request
         except APIError:
             if record.remaining_s(self.clock()) <= self._margin_s:
                 raise
@@ -305,9 +305,9 @@ class _Creation:
             ttl_seconds=max(prepared.request.ttl_seconds, int(self.needed_s) + 1 if self.needed_s else 0),
             contents=describe_contents(prepared),
             request=_make_storable(prepared.request),
-            # Equal for each creation of this cache: made again, it goes on with the files that it has.
+            # Equal for each creation of this cache, so that a repeated creation uses the same files.
             file_owner=f"cache/{prepared.identity}",
-            # Made again, it still is the cache of those who made it: they know it by its name.
+            # A cache that is created again still belongs to its first creator, who knows it by its name.
             created_by=before.created_by if is_remade and before is not None else self.created_by,
             is_temporary=self.is_temporary and not is_remade,
             created_at=now,
@@ -325,13 +325,13 @@ class _Creation:
             raise
 
     async def _end(self, lock: CacheLock, creating: asyncio.Task[CacheRecord]) -> None:
-        """End a creation whose creator is cancelled; one that the provider works on has a moment for its reply."""
+        """End the creation of a cancelled process. If the provider was asked, its reply is waited for briefly."""
         asked = lock.record is not None and lock.record.may_exist
         await asyncio.wait([creating], timeout=_GRACE_S if asked else 0)
         creating.cancel()
         await asyncio.wait([creating])
         if not creating.cancelled():
-            creating.exception()  # it is on record for those who wait; here, the cancellation is raised
+            creating.exception()  # retrieved here: waiting processes read it from the record
 
     async def _create_at_provider(self, lock: CacheLock, record: CacheRecord, session: Session) -> CacheRecord:
         ledger = open_ledger(self.config)
@@ -353,15 +353,15 @@ class _Creation:
         cache, failure = attempts.result, attempts.error
         if cache is None and failure is not None and failure.outcome_unknown:
             cache = await self._find_lost_reply(record, session)
-        elif cache is not None and attempts.number > 1:  # an attempt that was refused may have made one all the same
+        elif cache is not None and attempts.number > 1:  # a failed attempt may have created a cache nevertheless
             with suppress(PolluxError):
                 cache = await CacheCalls(session).find(record.display_name) or cache
         if cache is not None and cache.expires_at <= self.clock():
             await CacheCalls(session).delete_quietly(cache.name)
-            failure = _born_expired(cache, record)
+            failure = _expired_error(cache, record)
             cache = None
         if cache is None:
-            failure = failure or CacheError("No cache was made.")
+            failure = failure or CacheError("No cache was created.")
             await self._save_failure(lock, record, failure, session)
             raise failure
         return await self._save_created(lock, record, cache)
@@ -383,16 +383,16 @@ class _Creation:
                 policy=self.config.retry,
                 timeout_s=self.config.timeout_s,
                 slot=session.slot,
-                # A create that broke off may have been done: asking again could pay for the same content twice.
+                # An interrupted creation may have succeeded: repeating it could pay for the same content twice.
                 repeatable=False,
             )
-            if last_try or not await attachments.lost(attempts.error, everything, materials):
+            if last_try or not await attachments.has_lost_files(attempts.error, everything, materials):
                 break
             materials = await attachments.materials(everything)
         return attempts, record
 
     async def _find_lost_reply(self, record: CacheRecord, session: Session) -> ProviderCache | None:
-        """Look, for a moment, for a cache whose reply was lost. Nothing found leaves the outcome unknown."""
+        """Look briefly for a cache whose reply was lost. If it is not found, the outcome stays unknown."""
         until = self.clock() + sum(_LOOKS_S)
         with suppress(PolluxError):
             return await look_for_cache(CacheCalls(session), record.display_name, until, self.clock, _LOOKS_S)
@@ -404,16 +404,16 @@ class _Creation:
         try:
             await lock.save(living)
         except PolluxError as error:
-            # The registry knows its display name, so that the next who asks adopts it.
+            # The registry has its display name, so the next process that needs it adopts it.
             _log.warning("The cache %s could not be saved: %s", cache.name, error)
         self._unsaved = None
         return living
 
     async def _save_failure(self, lock: CacheLock, record: CacheRecord, error: PolluxError, session: Session) -> None:
-        """Save why it failed, for those who wait, and release its files unless the cache may exist all the same."""
+        """Save the failure for waiting processes, and release the files unless the cache may exist nevertheless."""
         failure = Failure.from_error(error, record.display_name, "", self.clock())
         unknown = isinstance(error, APIError) and error.outcome_unknown and record.asked_at is not None
-        with suppress(PolluxError):  # what failed matters more
+        with suppress(PolluxError):  # the original error matters more
             await lock.save(record.change(state="creating" if unknown else "failed", failure=failure))
         if not unknown:
             await release_files(session, record)
@@ -432,7 +432,7 @@ async def _create(session: Session, cache: CacheToCreate) -> ProviderCache:
 
 
 def describe_contents(prepared: PreparedCache) -> list[str]:
-    """Return what is in a cache, in words for people."""
+    """Return the contents of a cache, in words for people."""
     words = [
         PurePath(source.identifier).name if source.source_type == "file" else source.identifier
         for source in prepared.plan.sources
@@ -443,7 +443,7 @@ def describe_contents(prepared: PreparedCache) -> list[str]:
 
 
 def _make_storable(request: CacheRequest) -> CacheRequest | None:
-    """Return the request with absolute paths, since it may be read elsewhere; None where it is too large to store."""
+    """Return the request with absolute paths, as it may be used in another folder; None if it is too large to store."""
     sources = [
         source.model_copy(update={"uri": str(Path(source.uri).absolute())})
         if source.source_type == "file" and source.uri is not None and "://" not in source.uri
@@ -455,17 +455,17 @@ def _make_storable(request: CacheRequest) -> CacheRequest | None:
 
 
 def _list_abandoned(before: CacheRecord | None, now: float) -> list[str]:
-    """Return the display names of caches that a new one replaces and that the provider may have: a sweep looks."""
+    """Return the display names of replaced caches that the provider may still have, for a sweep to look for."""
     if before is None:
         return []
-    may_exist = before.may_exist or before.remaining_s(now) > 0  # the provider said that it is lost, and may be wrong
+    may_exist = before.may_exist or before.remaining_s(now) > 0  # even if the provider reported it as lost
     return [*before.abandoned, *([before.display_name] if may_exist else [])][-_MOST_ABANDONED:]
 
 
-def _born_expired(cache: ProviderCache, record: CacheRecord) -> CacheError:
+def _expired_error(cache: ProviderCache, record: CacheRecord) -> CacheError:
     return CacheError(
-        f"By the clock of this machine, the cache {cache.name} had expired before it was made, although it lives for "
-        f"{record.ttl_seconds} seconds. It was deleted.",
+        f"By the clock of this machine, the cache {cache.name} had expired when it was created, although its lifetime "
+        f"is {record.ttl_seconds} seconds. It was deleted.",
         hint="Set the clock of this machine: it is ahead of the provider's.",
         retryable=False,
     )

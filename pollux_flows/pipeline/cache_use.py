@@ -1,8 +1,8 @@
 """Cache use: the cache of a plan while its calls are made.
 
-A handle that the caller made is used as it is. Where the plan also says how to make the cache, it is made when the
-first call needs it, extended when the run would outlive it, and made again when it ran out or, once, when the provider
-has lost it before its time.
+A caller's handle is used unchanged. If the plan has a cache request, the cache is created when the first call needs it,
+extended when it would expire before the end of the run, and created again when it has expired or, once, when the
+provider has lost it earlier.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _log: Final = logging.getLogger("pollux_flows")
 class CacheUse:
     """The cache of one execution, for its calls about one source (None: about all of them).
 
-    A cache that stands in for the sources of the plan is optional: where it cannot be had, they are sent along.
+    A cache of the plan's own sources is optional: if it cannot be created, the sources are sent with each call.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class CacheUse:
         self.created: list[CacheRecord] = []
         """Caches that this execution created."""
         self.used: list[UsedCache] = []
-        """The registered caches that this execution used, for its numbers."""
+        """The registered caches that this execution used, for its metrics."""
         self.expired: list[CacheRecord] = []
-        """Caches that had run out or were lost, and were made again by this execution or another."""
+        """Caches that had expired or were lost, and were created again by this execution or another."""
         self.refusal: PolluxError | None = None
-        """Why an optional cache is used no more."""
+        """Why an optional cache is no longer used."""
         self._source = source
         self._callers_handle = plan.options.cache_handle
         self._request: CacheRequest | None = plan.find_cache_request(source)
@@ -69,7 +69,7 @@ class CacheUse:
         self._opening = asyncio.Lock()
         self._is_open = self._was_lost_early = False
         self.creating = asyncio.Lock()
-        """Held by the call that finds room for the cache in a budget: the others need none."""
+        """Locked by the call that reserves budget for the cache, so that no other call does."""
         self._renewing = asyncio.Lock()
         self._failure: PolluxError | None = None
 
@@ -79,35 +79,35 @@ class CacheUse:
         return self._callers_handle is None and self.handle is not None
 
     async def open(self) -> None:
-        """Check the caller's handle before anything is sent, and note that its cache is used."""
+        """Check the caller's handle before anything is sent, and record that its cache is used."""
         async with self._opening:
             if self._is_open or self._callers_handle is None:
                 return
             await self._check_account(self._callers_handle)
             if self._registry is not None and self._callers_handle.identity is not None:
-                with suppress(PolluxError):  # the calls need no more than the handle
+                with suppress(PolluxError):  # the calls only need the handle
                     self._record = await record_use(self._registry, self._callers_handle.identity)
             self._is_open = True
 
     async def _check_account(self, handle: CacheHandle) -> None:
-        """Refuse a handle that was made with another key, or at another address."""
+        """Refuse a handle that was created with another key or at another address."""
         if handle.identity is None or handle.contents is None:
             return
         account = await derive_shared_account(self._config.key())
         if cache_identity(self._config.target, account, handle.contents) != handle.identity:
             raise ConfigurationError(
-                f"The cache handle {handle.name} was made with another API key, or at another address.",
-                hint="Use the key and the base_url it was made with, or make another with create_cache.",
+                f"The cache handle {handle.name} was created with another API key, or at another address.",
+                hint="Use the key and the base_url that it was created with, or create another with create_cache.",
             )
 
     async def acquire(self) -> CacheHandle | None:
-        """Return the handle to use now; None where the calls have no cache."""
+        """Return the handle to use now; None if the calls have no cache."""
         if self._is_renewable and (self.handle is None or self._is_short_lived(self.handle)):
             await self._renew(None)
         return self.handle
 
     async def replace_lost(self, used: CacheHandle | None, error: PolluxError | None) -> bool:
-        """Return whether a call failed because its cache is lost, and can be made again: see `handle`."""
+        """Replace a cache that a call found lost, and return whether the call can be repeated with `handle`."""
         if used is None or error is None or not is_lost(error):
             return False
         if self.handle is None or self.handle.name != used.name:
@@ -115,7 +115,7 @@ class CacheUse:
         if not self._is_renewable:
             return False
         if not self._renewing.locked() and self.handle.expires_at > time.time():
-            if self._was_lost_early:  # for the second time: the provider keeps none
+            if self._was_lost_early:  # lost for the second time
                 return self.give_up(error)
             self._was_lost_early = True
         await self._renew(used.name)
@@ -123,12 +123,12 @@ class CacheUse:
 
     @property
     def is_to_create(self) -> bool:
-        """Return whether the first call has to make the cache."""
+        """Return whether the first call has to create the cache."""
         return self._is_renewable and self.handle is None
 
     @property
     def ttl_s(self) -> int:
-        """Return for how long the cache is made; 0 where the calls have none, or one that is not made here."""
+        """Return the lifetime of the cache; 0 if the calls have none, or one that is not created here."""
         return 0 if self._request is None else self._request.ttl_seconds
 
     @property
@@ -136,25 +136,25 @@ class CacheUse:
         return self._request is not None and self._registry is not None and self.refusal is None
 
     def give_up(self, error: PolluxError) -> bool:
-        """Return whether the calls can do without the cache, which is then used no more."""
+        """Stop using an optional cache. Return False if the calls cannot do without it."""
         if self._callers_handle is not None:
             return False
         if self.refusal is None:
-            _log.warning("The sources are sent along, because their cache cannot be used: %s", error)
+            _log.warning("The sources are sent with each call, because their cache cannot be used: %s", error)
         self.handle, self.refusal = None, error
         return True
 
     @property
     def _needed_s(self) -> float:
         """Return how many seconds the cache must still live when a call is sent."""
-        # A cache that ends with the run is fit for half of its life.
+        # A cache that the run deletes at its end is extended after half of its lifetime.
         return self.ttl_s / 2 if self._callers_handle is None else min(MARGIN_S, self.ttl_s / 10)
 
     def _is_short_lived(self, handle: CacheHandle) -> bool:
         return handle.expires_at - time.time() <= self._needed_s
 
     async def _renew(self, lost: str | None) -> None:
-        """Renew the handle, or do without it where that is possible. A failure is that of all later calls, too."""
+        """Create, extend or replace the cache, or give it up if possible. A failure is raised in all later calls."""
         try:
             async with self._renewing:
                 if (
@@ -182,10 +182,10 @@ class CacheUse:
         if self._record is not None and self._record.name != record.name:
             self.expired.append(self._record)
         self._record, self.handle = record, record.handle()
-        self._note_numbers(obtained)
+        self._record_use(obtained)
 
-    def _note_numbers(self, obtained: ObtainedCache) -> None:
-        """Note the size and the lifetime of a cache for the numbers of the run."""
+    def _record_use(self, obtained: ObtainedCache) -> None:
+        """Record the size and the lifetime of a cache, for the metrics of the run."""
         record, name = obtained.record, obtained.handle.name
         before = next((each for each in self.used if each.name == name), None)
         used = UsedCache(
@@ -198,7 +198,7 @@ class CacheUse:
         self.used = [each for each in self.used if each is not before] + [used]
 
     def end_deleted(self, names: Collection[str], now: float) -> None:
-        """Note that caches of these names are deleted, so that their storage is billed no longer."""
+        """Record that caches of these names are deleted, so that their storage is no longer billed."""
         self.used = [
             each.model_copy(update={"ends_at": min(each.ends_at, now)}) if each.name in names else each
             for each in self.used
@@ -206,14 +206,14 @@ class CacheUse:
 
     async def _find_or_create(self, lost: str | None) -> ObtainedCache:
         if self._request is None or self._registry is None:
-            raise CacheError("There is nothing to make the cache from.", hint="Make one with create_cache.")
+            raise CacheError("The contents of the cache are unknown.", hint="Create a cache with create_cache.")
         if lost is not None:
-            _log.warning("The provider has lost the cache %s: it is made again.", lost)
+            _log.warning("The provider has lost the cache %s: it is created again.", lost)
         prepared = await prepare_cache(self._request, self._config)
         if self._callers_handle is not None and self._callers_handle.contents not in {None, prepared.contents_identity}:
             raise CacheError(
-                f"The cache {self._callers_handle.name} cannot be made again: its sources have changed since.",
-                hint="Make another with create_cache, and ask again about that.",
+                f"The cache {self._callers_handle.name} cannot be created again: its sources have changed since.",
+                hint="Create another with create_cache, and ask again with its handle.",
                 retryable=False,
                 provider=self._config.provider,
                 phase="cache",

@@ -1,8 +1,9 @@
-"""Caches: what is known of each cache that a provider holds, and the registry that all workers share.
+"""Caches: the record of each cache at a provider, and the protocol of the registry that all workers share.
 
-A creator acquires the lease on the cache's identity, saves its intent under a display name that no other creation has,
-uploads, notes that it asks, asks, and saves the reply. So each state of a record tells the next lease holder what may
-exist at the provider: nothing while `asked_at` is empty; afterwards, perhaps, a cache of that display name.
+To create a cache, a process acquires the lease on its identity, saves its intent under a unique display name, uploads
+the sources, saves the time of the request, sends the request, and saves the reply. So the record tells the next owner
+of the lease what may exist at the provider: nothing while `asked_at` is empty; afterwards, perhaps, a cache of that
+display name.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ CacheState = Literal["creating", "living", "failed"]
 
 
 class CacheRequest(Document):
-    """All that it takes to make a cache, and to make it again."""
+    """The contents and lifetime of a cache, to create it, and to create it again."""
 
     sources: list[Source] = Field(default_factory=list)
     system_instruction: Text | None = None
@@ -39,7 +40,7 @@ class CacheRequest(Document):
 
 
 class CacheRecord(Record):
-    """A cache as the registry knows it."""
+    """A cache in the registry."""
 
     version: int = Field(default=VERSION, description="Of this format.")
     identity: str = Field(description="Of the cache: its contents at one provider, for one model and account.")
@@ -50,7 +51,7 @@ class CacheRecord(Record):
     display_name: str = Field(description="Its display name at the provider, which no other creation has.")
     name: str | None = Field(default=None, description="The provider's name for it, once it lives.")
     ttl_seconds: int = Field(description="How long it was made to live.")
-    contents: list[str] = Field(default_factory=list, description="What is in it, in words.")
+    contents: list[str] = Field(default_factory=list, description="The contents of the cache, in words.")
     request: CacheRequest | None = Field(default=None, description="How to make it again, unless that is too large.")
     file_owner: str = Field(description="Under this name its files are owned in the ledger.")
     file_ids: list[str] = Field(default_factory=list, description="Files that were uploaded for it.")
@@ -78,11 +79,11 @@ class CacheRecord(Record):
         return self.state == "creating" and self.asked_at is not None
 
     def remaining_s(self, now: float) -> float:
-        """Return for how long it lives from now on; nothing for one that does not live."""
+        """Return the time until the cache expires; 0 if it does not exist."""
         return self.expires_at - now if self.state == "living" and self.expires_at is not None else 0.0
 
     def handle(self) -> CacheHandle:
-        """Return the handle of a cache; of one that does not live, a handle that has expired."""
+        """Return the handle of the cache; an expired one if the cache does not exist."""
         return CacheHandle(
             name=self.name or self.display_name,
             model=self.target.model,
@@ -98,7 +99,7 @@ class CacheRecord(Record):
 
 
 class CacheChoice(Document):
-    """How a run with cache="auto" caches what its prompts share."""
+    """The choice of caching of a run with cache="auto"."""
 
     mode: Literal["explicit", "warm", "none"]
     why: str = Field(description="The reason, for people.")
@@ -106,12 +107,12 @@ class CacheChoice(Document):
 
 
 def cache_name(identity: str) -> str:
-    """Return the name of the cache with this identity: that of its PolluxCache block."""
+    """Return the name of the cache with this identity, which is the name of its PolluxCache block."""
     return f"pollux-cache-{identity[:32]}"
 
 
 def load_readable(stored: Iterable[T], load: Callable[[T], CacheRecord]) -> list[CacheRecord]:
-    """Return the records that can be read, by identity; of each of the others, a warning says why it cannot be."""
+    """Return the readable records, sorted by identity, and log a warning for each of the others."""
     records: list[CacheRecord] = []
     for each in stored:
         try:
@@ -122,13 +123,13 @@ def load_readable(stored: Iterable[T], load: Callable[[T], CacheRecord]) -> list
 
 
 class CacheLock(Protocol):
-    """The lease on one cache. Only its holder writes the record."""
+    """The lease on one cache. Only its owner writes the record."""
 
     record: CacheRecord | None
-    """The record as it was when the lease was acquired, or as it was last saved."""
+    """The record when the lease was acquired, or as it was last saved."""
 
     async def save(self, record: CacheRecord) -> None:
-        """Write the record and renew the lease; LeaseLostError, and nothing written, if another has taken over."""
+        """Renew the lease and write the record. Raises LeaseLostError, and writes nothing, if the lease was lost."""
         ...
 
     async def remove(self) -> None:
@@ -140,25 +141,25 @@ class CacheRegistry(Protocol):
     """Cache records by identity, for many processes, threads and event loops at once."""
 
     where: str
-    """In words for people, and without a password."""
+    """The place of the registry, for people, without a password."""
 
     async def find(self, identity: str) -> CacheRecord | None:
-        """Return the record, whatever its state; None if there is none."""
+        """Return the record, in any state; None if there is none."""
         ...
 
     async def find_named(self, name: str) -> CacheRecord | None:
-        """Return the record of this `cache_name`, whatever its state; None if there is none."""
+        """Return the record of this `cache_name`, in any state; None if there is none."""
         ...
 
     async def list(self) -> list[CacheRecord]:
-        """Return all records that can be read, by identity, and warn of the others."""
+        """Return all readable records, sorted by identity, and warn of the others."""
         ...
 
     def lock(self, identity: str, *, patience_s: float | None = None) -> AbstractAsyncContextManager[CacheLock]:
         """Acquire the lease on this identity, whether or not it has a record, and release it at the end.
 
-        Of all who ask, one has it at a time. It is renewed while its holder works. Others wait: as long as the holder
-        lives, or for `patience_s` and then a TimeoutError. The lease of a holder that died is taken over at once where
-        its death can be seen, else when it runs out.
+        One process has the lease at a time, and renews it while it works. Others wait for it, at most for `patience_s`
+        if that is set, and then raise a TimeoutError. The lease of a dead process is taken over at once if its death
+        can be detected, otherwise when the lease expires.
         """
         ...

@@ -18,43 +18,43 @@ from pollux_flows.state.store import Store, open_store
 from pollux_flows.state.upload import Due
 
 _AT_ONCE: Final = 4
-# A run waits so long for its files to be deleted; the rest is left to `sweep`.
-_GIVE_BACK_S: Final = 30.0
+# The most time that a run takes to delete its files; the rest is left to `sweep`.
+_DELETE_S: Final = 30.0
 _log: Final = logging.getLogger("pollux_flows")
 
 
 def open_ledger(config: Config) -> Ledger:
-    """Return the ledger of the files that the provider has."""
+    """Return the ledger of uploaded files."""
     return Ledger(store_of(config))
 
 
 def store_of(config: Config) -> Store:
-    """Return the state store of a Config: that of this process, or the simulator's."""
-    return _simulated(home() / "simulator" / "state") if config.use_mock else open_store()
+    """Return the state store for a Config: that of this process, or the simulator's."""
+    return _simulated_store(home() / "simulator" / "state") if config.use_mock else open_store()
 
 
 async def release_owner(session: Session, ledger: Ledger, owner: str) -> None:
-    """Release a run's files, and delete those that no owner is left of; what takes long is left to `sweep`.
+    """Release the files of an owner, and delete those without another owner, best effort. `sweep` deletes the rest.
 
-    The answers are paid for by now: nothing that goes wrong here may cost one.
+    The answers of the run are paid for by now, so errors are only logged.
     """
     try:
-        async with asyncio.timeout(_GIVE_BACK_S):
+        async with asyncio.timeout(_DELETE_S):
             await delete(session, ledger, await ledger.release(owner))
     except (PolluxError, TimeoutError) as error:
         _log.warning("Some files of this run are left for the flow `sweep` to delete: %s", error or "it took too long")
 
 
 async def delete_due(session: Session, ledger: Ledger) -> list[str]:
-    """Delete all files of this account that have no owner any more."""
+    """Delete all files of this account that have no owner any more, and return their ids."""
     config = session.config
     due = await ledger.list_due(provider=config.provider, account=await ledger.derive_account(config.key()))
     return await delete(session, ledger, [each for each in due if each.key.base_url == config.base_url])
 
 
 async def delete(session: Session, ledger: Ledger, dues: Sequence[Due]) -> list[str]:
-    """Delete these, and return the ids of their files; what cannot be deleted now is left for the next time."""
-    # Of files that were lost, only the name is known: one listing finds them all.
+    """Delete these files, and return their ids. Files that cannot be deleted now are left for the next time."""
+    # Of files whose reply was lost, only the name is known: one list finds them all.
     lost = [due for due in dues if due.uploaded is None and await ledger.begin_deletion(due)]
     listing = asyncio.ensure_future(session.find_files({due.marker for due in lost})) if lost else None
     turn = asyncio.Semaphore(_AT_ONCE)
@@ -70,8 +70,8 @@ async def delete(session: Session, ledger: Ledger, dues: Sequence[Due]) -> list[
             except APIError as error:
                 await ledger.postpone_deletion(due, error.message)
                 return []
-        if not file_ids and due.reason == "orphan":  # it may still be on its way: a second look, later
-            await ledger.postpone_deletion(due, "nothing of that name was there yet")
+        if not file_ids and due.reason == "orphan":  # the upload may still be in progress: look again later
+            await ledger.postpone_deletion(due, "no file of that name was found yet")
         else:
             await ledger.finish_deletion(due)
         return file_ids
@@ -81,8 +81,8 @@ async def delete(session: Session, ledger: Ledger, dues: Sequence[Due]) -> list[
 
 
 @cache
-def _simulated(folder: Path) -> Store:
-    """Return the store beside the simulated world, which outlives a process as well: its batches are found again."""
+def _simulated_store(folder: Path) -> Store:
+    """Return the store for the simulator, whose batches also outlive a process."""
     from pollux_flows.state.disk import DiskStore
 
     return DiskStore(folder)

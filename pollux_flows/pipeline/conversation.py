@@ -1,4 +1,4 @@
-"""Conversation: the turns before this one, read from the arguments, and stored in the envelope for the next."""
+"""Conversation: the prior turns, read from the options, and stored in the envelope for the next turn."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pollux_flows.source import Source
 from pollux_flows.turn import Attached, Turn, in_order, read_turns
 
 VERSION: Final = 1
-"""Of the state in an envelope. It grows when an older version of this package would misread one."""
+"""The format of the state in an envelope. It is raised when an older version of this package would misread it."""
 
-# Who keeps a conversation under the id of its last answer, so that only what is new need be sent.
-_REMEMBERS: Final[set[ProviderName]] = {"openai"}
+# Providers that store a conversation under the id of its last answer, so that only new turns have to be sent.
+_STORES_CONVERSATIONS: Final[set[ProviderName]] = {"openai"}
 _STATE_HINT: Final = (
-    "An envelope can be gone on from when it answers one prompt, and that was asked with history (history=[] begins a "
-    "conversation) or continue_from, or was answered with tool calls."
+    "An envelope can be continued if it answers one prompt that was asked with history (history=[] begins a "
+    "conversation) or continue_from, or that was answered with tool calls."
 )
 
 
 class Conversation(Document):
-    """The earlier turns. `response_id` stands for all of them up to the last answer, where the provider stores that."""
+    """The prior turns. `response_id` refers to the turns that the provider has stored, up to the last answer."""
 
     turns: list[Turn] = Field(default_factory=list)
     response_id: str | None = None
@@ -44,8 +44,8 @@ class Conversation(Document):
         return [each for turn in self.turns for each in turn.attached]
 
 
-def conversation(options: Options, target: Target, prompts: Sequence[str | None]) -> Conversation | None:
-    """Return the conversation that `options` continues, or raise why these prompts cannot continue it."""
+def read_conversation(options: Options, target: Target, prompts: Sequence[str | None]) -> Conversation | None:
+    """Return the conversation that `options` continues. Raises if these prompts cannot continue it."""
     if options.history is not None:
         name, items, response_id = "history", options.history, None
     elif options.continue_from is not None:
@@ -56,26 +56,26 @@ def conversation(options: Options, target: Target, prompts: Sequence[str | None]
         return None
     if len(prompts) != 1:
         raise ConfigurationError(
-            f"A conversation goes on with one prompt, not {len(prompts)}.",
-            hint="Ask them one after the other, each going on from the envelope before.",
+            f"A conversation continues with one prompt, not {len(prompts)}.",
+            hint="Ask one prompt after the other, each with continue_from the envelope before.",
         )
     turns, waiting = in_order(read_turns(items, name), name)
     if waiting:
         names = ", ".join(f"{call.id!r} ({call.name})" for call in waiting)
         raise ConfigurationError(
             f"The conversation waits for the result of the tool call {names}.",
-            hint="Give it first: continue_tool(envelope, [{'tool_call_id': …, 'content': …}], config=…).",
+            hint="Pass it first: continue_tool(envelope, [{'tool_call_id': …, 'content': …}], config=…).",
         )
     if options.cache is None and (about := next((turn.cache for turn in turns if turn.cache), None)):
         raise ConfigurationError(
-            f"The conversation is about the cached content {about}, which would be missing.",
+            f"The conversation is about the cached content {about}, which the options do not name.",
             hint="Pass its handle again: Options(cache=…).",
         )
-    said = Conversation(turns=turns)
+    history = Conversation(turns=turns)
     answered = any(turn.role == "assistant" for turn in turns)
-    if response_id is None or not answered or target.provider not in _REMEMBERS or said.attached:
-        # What was attached may be gone from the provider: it is sent again, and with it everything.
-        return said
+    if response_id is None or not answered or target.provider not in _STORES_CONVERSATIONS or history.attached:
+        # Attached files may be gone from the provider, so all turns are sent again.
+        return history
     return Conversation(turns=turns, response_id=response_id)
 
 
@@ -89,23 +89,23 @@ def attach_history(turns: Sequence[Turn], materials: Iterable[Material]) -> Iter
 
 
 def check_unchanged(attached: Sequence[Attached], contents: Sequence[Content | None]) -> None:
-    """Refuse to go on about a file that is another by now: what was said about it would be said of something else."""
+    """Refuse to continue a conversation about a file that has changed, as prior turns are about the old content."""
     for each, content in zip(attached, contents, strict=True):
         if each.sha256 is not None and content is not None and content.sha256 != each.sha256:
             raise SourceError(
                 f"The file {each.source.identifier!r}, which this conversation is about, has changed since.",
-                hint="Put back what it was, or begin a conversation about what it is now.",
+                hint="Restore the file, or begin a conversation about its new content.",
             )
 
 
-def state_after(
+def make_state(
     turns: Sequence[Turn],
     asked: tuple[str | None, Sequence[Source], Sequence[Content | None]],
     options: Options,
     target: Target,
     outcome: Outcome,
 ) -> dict[str, Any] | None:
-    """Return the conversation with this turn, to be continued; None where there is none."""
+    """Return the state to continue the conversation from after this turn; None if there is no conversation."""
     answer = outcome.answer
     converses = options.history is not None or options.continue_from is not None
     if answer is None or outcome.problem is not None or not (converses or answer.tool_calls):
@@ -127,7 +127,7 @@ def state_after(
 
 
 def with_results(continue_from: ResultEnvelope | Mapping[str, Any], tool_results: Sequence[Any]) -> dict[str, Any]:
-    """The conversation of an envelope with the results of its tool calls, to go on from."""
+    """Return the state of an envelope with the results of its tool calls added."""
     if not isinstance(continue_from, ResultEnvelope | Mapping):
         raise ConfigurationError(
             f"continue_from is of type {type(continue_from).__name__}.", hint="Pass the envelope with the tool calls."
@@ -136,8 +136,8 @@ def with_results(continue_from: ResultEnvelope | Mapping[str, Any], tool_results
     turns = read_turns(state["history"], f"{STATE}.history")
     if not in_order(turns, f"{STATE}.history")[1]:
         raise ConfigurationError(
-            "continue_from waits for no tool results: its last turn calls no tools.",
-            hint="Go on with a prompt: run(prompt, options=Options(continue_from=envelope)).",
+            "continue_from needs no tool results: its last turn calls no tools.",
+            hint="Continue with a prompt: run(prompt, options=Options(continue_from=envelope)).",
         )
     if isinstance(tool_results, str | bytes | Mapping) or not isinstance(tool_results, Sequence):
         raise ConfigurationError(
@@ -149,28 +149,28 @@ def with_results(continue_from: ResultEnvelope | Mapping[str, Any], tool_results
     if other := next((turn.role for turn in answers if turn.role != "tool"), None):
         raise ConfigurationError(
             f"tool_results has a turn of role {other}.",
-            hint="Give the results alone; a prompt follows in the next turn.",
+            hint="Pass only the results; a prompt follows in the next turn.",
         )
     _, waiting = in_order([turns[-1], *answers], "tool_results", first=-1)
     if waiting:
-        raise ConfigurationError("tool_results is empty.", hint="Give the result of each call in envelope.tool_calls.")
+        raise ConfigurationError("tool_results is empty.", hint="Pass the result of each call in envelope.tool_calls.")
     return {STATE: {**state, "history": [*state["history"], *(turn.as_item() for turn in answers)]}}
 
 
 def _state(envelope: ResultEnvelope | Mapping[str, Any], name: str) -> dict[str, Any]:
     state = envelope.get(STATE)
     if state is None:
-        raise ConfigurationError(f"{name} carries no conversation ({STATE}).", hint=_STATE_HINT)
+        raise ConfigurationError(f"{name} has no conversation ({STATE}).", hint=_STATE_HINT)
     version = state.get("version", VERSION) if isinstance(state, dict) else None
     if not isinstance(state, dict) or type(version) is not int or not isinstance(state.get("history"), list):
-        raise ConfigurationError(f"The {STATE} of {name} is none.", hint="Pass the envelope as it came.")
+        raise ConfigurationError(f"The {STATE} of {name} is invalid.", hint="Pass the envelope unchanged.")
     if version > VERSION:
         raise ConfigurationError(
             f"The conversation in {name} was written by a newer version of pollux_flows (its version is {version}).",
             hint="Update pollux_flows here.",
         )
     if not isinstance(state.get("response_id"), str | None):
-        raise ConfigurationError(f"The response_id of {name} is no text.", hint="Pass the envelope as it came.")
+        raise ConfigurationError(f"The response_id of {name} is not a text.", hint="Pass the envelope unchanged.")
     return state
 
 
@@ -178,8 +178,8 @@ def _check_provider(state: Mapping[str, Any], target: Target) -> None:
     provider = state.get("provider")
     if provider is not None and provider != target.provider:
         raise ConfigurationError(
-            f"The conversation was with {provider}, and {target.provider} knows nothing of it.",
-            hint=f"Go on with {provider}, or pass its turns, which are plain text, as Options(history=…).",
+            f"The conversation was with {provider}, and cannot be continued with {target.provider}.",
+            hint=f"Continue with {provider}, or pass its turns, which are plain text, as Options(history=…).",
         )
 
 

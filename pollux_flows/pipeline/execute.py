@@ -1,4 +1,4 @@
-"""Execute: make the calls that are not answered yet, side by side, and save each answer as it comes."""
+"""Execute: make the calls without a saved answer concurrently, and save each answer when it arrives."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ async def open_execution(
     caches: CacheRegistry | None = None,
     session: Session | None = None,
 ) -> AsyncIterator[Execution]:
-    """Open what the calls of a plan share, and close it whatever happens.
+    """Open the execution of a plan: the session, attachments and caches that its calls share.
 
-    The provider is met when the first call needs it, unless an open `session` is passed, which stays open. Without a
-    `scope`, the run is the one that the terms name. With `caches`, the plan's cache is made, extended and made again as
-    its calls need it.
+    The session is opened when the first call needs it, unless an open `session` is passed, which stays open. Without a
+    `scope`, the run is the one that the terms name. With `caches`, the plan's cache is created, extended and created
+    again as its calls need it.
     """
     async with AsyncExitStack() as stack:
         terms = terms or Terms()
@@ -60,17 +60,17 @@ async def open_execution(
         try:
             yield execution
         finally:
-            await execution.answers.close()  # what was not answered is left to others
+            await execution.answers.close()  # other executions may then make the unanswered calls
 
 
 def first_error(outcomes: Sequence[Outcome], provider: str) -> PolluxError | None:
-    """The error of the first call that failed, as an exception to raise."""
+    """Return the error of the first call that failed, as an exception to raise; None if none failed."""
     failures = (outcome.failure for outcome in outcomes if outcome.failure is not None)
     return next((failure.error(provider) for failure in failures), None)
 
 
 class Execution:
-    """The calls of a plan on their way: one connection, each file uploaded once, each answer saved as it comes."""
+    """Makes the calls of a plan over one connection, uploads each file once, and saves each answer when it arrives."""
 
     def __init__(
         self,
@@ -91,12 +91,12 @@ class Execution:
         self._session = session
         self._opening = asyncio.Lock()
         self._opened: tuple[Session, Attachments] | None = None
-        # Enough to fill the slots. Ten thousand that stand in line at once would cost a second to begin with.
+        # Enough calls to fill the slots. Queuing ten thousand at once would take a second at the start.
         self._line = asyncio.Semaphore(2 * config.request_concurrency)
         self.use_plan(plan)
 
     def use_plan(self, plan: Plan) -> None:
-        """Make the calls of this plan: before the first, one that caches otherwise may replace it."""
+        """Set the plan. Before the first call, it may be replaced by a plan with different caching."""
         self.plan = plan
         self._warm_ups = WarmUps(plan)
         self._prefix_keys: dict[tuple[int, ...], str | None] = {}
@@ -110,12 +110,12 @@ class Execution:
 
     @property
     def cache_uses(self) -> Sequence[CacheUse]:
-        """The caches that calls were to use: one, or one a source."""
+        """The caches of the calls: one, or one per source."""
         return list(self._cache_uses.values())
 
     @property
     def used_caches(self) -> list[UsedCache]:
-        """The registered caches that calls used, for the numbers of the run."""
+        """The registered caches that calls used, for the metrics of the run."""
         return [used for use in self._cache_uses.values() for used in use.used]
 
     def find_cache(self, source: int | None) -> CacheUse:
@@ -131,8 +131,7 @@ class Execution:
     ) -> list[Outcome]:
         """Make these calls of the plan, and return their outcomes in order.
 
-        A call that fails cancels none of the others, and no answer is dropped. `turn` is closed once all of the calls
-        stand in line.
+        A failed call does not cancel the others, and no answer is dropped. `turn` is closed once all calls are queued.
         """
         if not calls:
             return []
@@ -152,7 +151,7 @@ class Execution:
             if turn is not None:
                 turn.close()
         finally:
-            if len(asking) < len(missing):  # cancelled half-way
+            if len(asking) < len(missing):  # cancelled while queuing
                 for each in asking:
                     each.cancel()
             outcomes = await asyncio.gather(*asking, return_exceptions=True)
@@ -163,7 +162,7 @@ class Execution:
     async def _answer_call(self, planned: PlannedCall, place: QueuePlace, on_outcome: OnOutcome) -> Outcome:
         with closing(place):
             if self._warm_ups.is_needed(planned.source):
-                place.close()  # it may wait for another call, which must not wait for its place
+                place.close()  # it may wait for another call, which must not wait for this place in the queue
             async with self._warm_ups.take_turn(planned.source):
                 await place.reopen()
                 outcome = await _CallRun(self, planned, place).run()
@@ -172,7 +171,7 @@ class Execution:
         return outcome
 
     async def _begin(self, calls: Sequence[PlannedCall]) -> None:
-        """Refuse what only a finished request shows, for each set of sources that calls are made about."""
+        """Check the finished request of one call for each set of sources, and the budget, before anything is sent."""
         await self.answers.begin()
         await self.cache.open()
         asked = {tuple(self.plan.sources_of(planned)): planned for planned in reversed(calls)}
@@ -183,10 +182,10 @@ class Execution:
             await self.check_budget([planned for planned in calls if planned.sources is None])
 
     async def check_call(self, planned: PlannedCall) -> None:
-        """Refuse what only the finished request of a call shows, before a file is uploaded for it."""
+        """Check the finished request of a call, before a file is uploaded for it."""
         session, attachments = await self.open_session()
-        call = self.make_call(planned, attachments.pretended(self.plan.sources_of(planned)))
-        await retry_call(partial(session.check, call), self.config)  # a look at what would be sent is no call
+        call = self.make_call(planned, attachments.make_placeholders(self.plan.sources_of(planned)))
+        await retry_call(partial(session.check, call), self.config)
 
     async def check_budget(self, calls: Sequence[PlannedCall]) -> None:
         """Refuse a budget below the worst case of the cheapest of these calls."""
@@ -205,17 +204,17 @@ class Execution:
         if (known := self._worst_cases.get(sources)) is not None:
             return known
         session, attachments = await self.open_session()
-        call = replace(self.make_call(planned, attachments.pretended(sources)), prompt=planned.prompt and "")
+        call = replace(self.make_call(planned, attachments.make_placeholders(sources)), prompt=planned.prompt and "")
         sizes = [text_size(self.plan, index) for index in sources]
         found = find_worst_case(self.plan.target, call, session.provider.generate.request(call), sizes)
-        if planned.sources is None:  # else no other call is about the same
+        if planned.sources is None:  # otherwise no other call is about the same sources
             self._worst_cases[sources] = found
         return found
 
     def make_call(
         self, planned: PlannedCall, materials: tuple[Material, ...], cache: CacheHandle | None = None
     ) -> Call:
-        plan, own = self.plan, len(materials) - len(self.plan.said.attached)
+        plan, own = self.plan, len(materials) - len(self.plan.history.attached)
         sources = tuple(plan.sources_of(planned))
         if sources not in self._prefix_keys:
             self._prefix_keys[sources] = prefix_key(plan, sources)
@@ -227,8 +226,8 @@ class Execution:
             implicit_caching=self._warm_ups.caches(planned.source),
             is_one_of_many=plan.sharing > 1,
             prefix_key=self._prefix_keys[sources],
-            history=tuple(attach_history(plan.said.turns, materials[own:])),
-            response_id=plan.said.response_id,
+            history=tuple(attach_history(plan.history.turns, materials[own:])),
+            response_id=plan.history.response_id,
         )
 
     async def open_session(self) -> tuple[Session, Attachments]:
@@ -244,7 +243,7 @@ class Execution:
 
 
 class _CallRun:
-    """One call on its way, from its slot in the state to its saved answer."""
+    """The execution of one call, from claiming it in the state to saving its answer."""
 
     def __init__(self, execution: Execution, planned: PlannedCall, place: QueuePlace) -> None:
         self._execution, self._planned, self._place = execution, planned, place
@@ -259,7 +258,7 @@ class _CallRun:
         self._reservation = Reservation()
 
     async def run(self) -> Outcome:
-        """Ask, or wait for the answer where another execution asks; a call that cannot be made fails alone."""
+        """Make the call, or wait for the answer if another execution makes it. An error fails only this call."""
         try:
             while True:
                 with suppress(CallLeasedError):
@@ -268,12 +267,12 @@ class _CallRun:
                 if (outcome := await self._answers.wait_for_other(self._planned)) is not None:
                     return outcome
         except PolluxError as error:
-            return unasked(self._planned, error)
+            return make_unasked_outcome(self._planned, error)
 
     async def _ask(self) -> Outcome:
-        """Ask the provider until it answers, with a new cache or new files where it lost those."""
+        """Call the provider until it answers, with a new cache or new files if it lost those."""
         await self._answers.check_may_ask()  # before a file is uploaded for it
-        if self._planned.sources is not None:  # of calls with sources of their own, an unusable one fails alone
+        if self._planned.sources is not None:  # a call with its own sources is checked here, and fails without others
             await self._execution.check_call(self._planned)
         if self._answers.spending.is_limited:
             self._worst_case = await self._execution.find_worst_case(self._planned)
@@ -296,12 +295,12 @@ class _CallRun:
                 self._reservation.end()
             if await self._use.replace_lost(self._cache, attempts.error):
                 continue
-            if has_reattached or not await attachments.lost(attempts.error, self._sources, self._materials):
+            if has_reattached or not await attachments.has_lost_files(attempts.error, self._sources, self._materials):
                 return self._saved or self._make_outcome(attempts)
             has_reattached = True
 
     async def _prepare(self, attachments: Attachments) -> None:
-        """Get the cache that lives now, and the materials that are sent beside it. A creation needs a slot itself."""
+        """Acquire the cache, and the materials that are sent with it. Not in a slot, as creating a cache takes one."""
         plan = self._execution.plan
         if self._worst_case is not None:
             async with self._use.creating:
@@ -309,17 +308,17 @@ class _CallRun:
                     await self._answers.spending.create_cache(self._use, self._worst_case, self._planned.prompt)
         self._cache = await self._use.acquire()
         self._answers.spending.add_caches(self._use.used)
-        # What the cache holds is not sent along; what was attached to earlier turns is.
+        # Sources in the cache are not sent; those that were attached to prior turns are.
         self._sources = plan.sources_of(self._planned)[plan.own_sources if self._use.holds_sources else 0 :]
         self._materials = await attachments.materials(self._sources)
 
     async def _start(self, attempts: int) -> None:
-        """Leave the line, with a slot of the provider in hand, reserve, and check once more that the call may be made.
+        """Leave the queue, reserve budget, and check once more that the call may be made. Called in a slot.
 
-        It reserves for one attempt at a time, as long as it has the slot: others may wait for it with theirs.
+        Budget is reserved for one attempt at a time, while the call has the slot, as others may wait for that budget.
         """
         self._place.close()
-        if self._worst_case is not None:  # first: it may take a while
+        if self._worst_case is not None:  # first, as it may have to wait
             self._reservation = await self._answers.spending.reserve(self._worst_case, self._planned.prompt)
         if attempts == 0:
             await self._check_permission()
@@ -329,7 +328,7 @@ class _CallRun:
         self._reservation.mark_sent()
         try:
             return await session.generate(call)
-        except APIError as error:  # what was refused is not billed
+        except APIError as error:  # a refused request is not billed
             self._reservation.settle(None if error.outcome_unknown else 0.0)
             raise
 
@@ -360,7 +359,7 @@ class _CallRun:
 
 
 class QueuePlace:
-    """A place in a line, which the next in line gets as soon as it is closed."""
+    """A place in a queue, which the next in the queue gets once it is closed."""
 
     def __init__(self, line: asyncio.Semaphore) -> None:
         self._line, self._is_held = line, True
@@ -371,13 +370,13 @@ class QueuePlace:
             self._line.release()
 
     async def reopen(self) -> None:
-        """Stand in line again, unless it does."""
+        """Queue again, unless the place is still open."""
         if not self._is_held:
             await self._line.acquire()
             self._is_held = True
 
 
-def unasked(planned: PlannedCall, error: PolluxError) -> Outcome:
+def make_unasked_outcome(planned: PlannedCall, error: PolluxError) -> Outcome:
     """Return the outcome of a call that could not be made."""
     failure = CallFailure.of(planned.index, error)
     return Outcome(index=planned.index, identity=planned.identity, failure=failure, attempts=0)

@@ -1,4 +1,4 @@
-"""Extract: from what the calls brought back to one envelope, in prompt order."""
+"""Extract: make one envelope from the outcomes of the calls, in the order of the prompts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pollux_flows.document import CLEAN_INPUT
 from pollux_flows.options import Options
-from pollux_flows.pipeline.conversation import state_after
+from pollux_flows.pipeline.conversation import make_state
 from pollux_flows.pipeline.plan import Plan
 from pollux_flows.pipeline.prefix import caches_prefix, prefix_warnings
 from pollux_flows.pipeline.savings import UsedCache, measure_savings, run_cost
@@ -18,10 +18,10 @@ from pollux_flows.plain import replace_surrogates
 from pollux_flows.pricing import Cost, price_table, total
 from pollux_flows.result import STATE, UNREADABLE, Answer, CallFailure, FinishReason, Outcome, ResultEnvelope, Status
 
-# How an answer can end and be incomplete.
+# Finish reasons of incomplete answers.
 _CUT: Final[dict[FinishReason | None, str]] = {
     "max_tokens": "was cut at the token limit; raise max_tokens",
-    "other": "may be incomplete: the provider ended it otherwise than usual",
+    "other": "may be incomplete: the provider ended it in an unusual way",
 }
 
 
@@ -35,13 +35,13 @@ def extract_envelope(
     caches: Sequence[UsedCache] = (),
     batch: bool = False,
 ) -> ResultEnvelope:
-    """One envelope from all outcomes of a plan, in the order of its calls. Blocks; call it off the event loop.
+    """Return one envelope with all outcomes of a plan, in the order of its calls. Blocks; call it off the event loop.
 
-    Where `structured` was asked for, it holds instances of the caller's model; an answer that takes longer than
-    `limit_s` to read has none. `readings` are those of answers that were read before. `caches` are the registered ones
-    that the calls used (`Execution.used_caches`), and `batch` says that the answers have the prices of a batch.
+    With a response schema, `structured` holds instances of the caller's model; an answer that takes longer than
+    `limit_s` to parse has none. `readings` are passed if the answers were parsed before. `caches` are the registered
+    caches that the calls used (`Execution.used_caches`), and `batch` says that the answers have batch prices.
     """
-    # In a broadcast, calls are numbered through all sources; in its envelope, each source's prompts start at 0.
+    # In a broadcast, calls are numbered across all sources; in an envelope, the prompts of its source start at 0.
     outcomes = [outcome.at(index) for index, outcome in enumerate(outcomes)]
     answers = [outcome.answer for outcome in outcomes]
     failures = [
@@ -74,10 +74,10 @@ def extract_envelope(
         "diagnostics": {
             "raw_responses": [{} if answer is None else _raw(answer) for answer in answers],
             "calls": [
-                _course(outcome) | _cache_use(outcome, has_handle) | _misfit(reading)
+                _describe_call(outcome) | _cache_use(outcome, has_handle) | _misfit(reading)
                 for outcome, reading in zip(outcomes, readings or [Reading()] * len(outcomes), strict=True)
             ],
-            "warnings": replace_surrogates(warnings),  # a validator of the caller's may have been heard
+            "warnings": replace_surrogates(warnings),  # they may quote a caller's validator
             **({} if (choice := plan.cache_choice) is None else {"cache": {"mode": choice.mode, "why": choice.why}}),
         },
         "structured": None if readings is None else [reading.typed for reading in readings],
@@ -97,7 +97,7 @@ def extract_each(
     limit_s: float = LONGEST_S,
     caches: Sequence[UsedCache] = (),
 ) -> list[ResultEnvelope]:
-    """One envelope a source, in source order, from the outcomes of a plan that asks about each by itself."""
+    """Return one envelope per source, in order, from the outcomes of a plan with `each_source`."""
     by_call = {call.index: outcome for call, outcome in zip(plan.calls, outcomes, strict=True)}
     return [
         extract_envelope(
@@ -112,12 +112,12 @@ def extract_each(
 
 
 def _state(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
-    """The conversation that one answered prompt makes; several prompts side by side are none."""
+    """Return the conversation state after a single call; None for several calls."""
     if len(plan.calls) != 1:
         return None
     sources, contents = plan.sources[: plan.own_sources], plan.contents[: plan.own_sources]
     asked = (plan.calls[0].prompt, sources, contents)
-    return state_after(plan.said.turns, asked, plan.options, plan.target, outcomes[0])
+    return make_state(plan.history.turns, asked, plan.options, plan.target, outcomes[0])
 
 
 def _status(answers: Sequence[Answer | None], failures: Sequence[CallFailure | None]) -> Status:
@@ -142,13 +142,13 @@ def _warnings(outcome: Outcome) -> list[str]:
         )
     if outcome.spilled is not None:
         warnings.append(
-            f"The answer to prompts[{outcome.index}] could not be saved in the state, and waits in {outcome.spilled} "
-            f"for the next run on that machine: {outcome.save_error}"
+            f"The answer to prompts[{outcome.index}] could not be saved in the state, and was written to "
+            f"{outcome.spilled} for the next run on that machine: {outcome.save_error}"
         )
     elif outcome.save_error is not None:
         warnings.append(
-            f"The answer to prompts[{outcome.index}] could not be saved, so another run would ask, and pay, "
-            f"again: {outcome.save_error}"
+            f"The answer to prompts[{outcome.index}] could not be saved, so another run would pay for it again: "
+            f"{outcome.save_error}"
         )
     if outcome.unknown_attempts and outcome.answer is not None:
         warnings.append(
@@ -168,7 +168,7 @@ def _usage(answers: Sequence[Answer | None]) -> dict[str, int]:
 def _cache_metrics(
     plan: Plan, outcomes: Sequence[Outcome], caches: Sequence[UsedCache], cost: Cost, *, batch: bool
 ) -> dict[str, Any]:
-    """Return the numbers of caching. A call is a hit when the provider counted cached tokens for it."""
+    """Return the metrics of caching. A call is a hit if the provider reported cached tokens for it."""
     handle, usage = _has_handle(plan, caches), _usage([outcome.answer for outcome in outcomes])
     hits = sum(_has_read_cache(outcome) for outcome in outcomes)
     is_cached = handle or hits > 0 or usage.get("cache_write_tokens", 0) > 0
@@ -186,7 +186,7 @@ def _cache_metrics(
 
 
 def _has_handle(plan: Plan, caches: Sequence[UsedCache]) -> bool:
-    """Return whether the calls used a cache handle: the caller's, or that of a cache of the run."""
+    """Return whether the calls used a cache handle, of the caller or of the run."""
     return plan.options.cache is not None or plan.cache_request is not None or bool(caches)
 
 
@@ -201,9 +201,9 @@ def _has_read_cache(outcome: Outcome) -> bool:
 
 
 def _cost_metrics(outcomes: Sequence[Outcome], cost: Cost) -> dict[str, Any]:
-    """Return the cost of the answers and of the caches that the run created, and how much of it was not paid again.
+    """Return the cost of the answers and created caches, and the amount that reused answers saved.
 
-    One unknown price makes the sum unknown.
+    One unknown price makes a sum unknown.
     """
     reused = [outcome for outcome in outcomes if outcome.answer is not None and outcome.reused]
     return {
@@ -222,22 +222,22 @@ def _raw(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _course(outcome: Outcome) -> dict[str, Any]:
-    """Return how a call went: its attempts, its times, its cost, and what could not be saved."""
-    # Prefect looks at each name and value in here, which takes a third of the time that a rerun does: no more than
-    # needed. What was asked for in another run took nothing in this one.
-    unsaid = {
+def _describe_call(outcome: Outcome) -> dict[str, Any]:
+    """Return the diagnostics of a call: its attempts, times, cost and save error."""
+    # Only what is needed, as Prefect visits each name and value, which takes a third of the time of a rerun. A reused
+    # answer took no attempts and no time in this run.
+    empty = {
         name
         for name in ("unknown_attempts", "waited_s", "cost_unknown", "save_error", "spilled")
         if not getattr(outcome, name)
     }
-    elsewhere = {"attempts", "duration_s", "waited_s"} if outcome.reused else set()
-    left_out = {"answer", "failure", "index", "identity", "paid_before_usd", "counted_in"} | unsaid | elsewhere
-    return outcome.model_dump(mode="json", exclude=left_out)
+    of_other_run = {"attempts", "duration_s", "waited_s"} if outcome.reused else set()
+    excluded = {"answer", "failure", "index", "identity", "paid_before_usd", "counted_in"} | empty | of_other_run
+    return outcome.model_dump(mode="json", exclude=excluded)
 
 
 def _misfit(reading: Reading) -> dict[str, str]:
-    """Return the reason why an answer is not in the requested shape, if it is not."""
+    """Return the reason why an answer does not have the requested shape, if it does not."""
     return {"misfit": reading.problem} if reading.problem else {}
 
 

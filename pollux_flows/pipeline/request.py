@@ -1,11 +1,11 @@
-"""Request: what the caller wants, validated and in one shape."""
+"""Request: the prompts, sources and options of a run, validated and normalised."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from pydantic import Field
+from pydantic import AliasChoices, ConfigDict, Field
 
 from pollux_flows import capabilities
 from pollux_flows.config import Target
@@ -13,7 +13,7 @@ from pollux_flows.document import Document
 from pollux_flows.errors import ConfigurationError, SourceError
 from pollux_flows.frames import Column, column_to_list
 from pollux_flows.options import Options
-from pollux_flows.pipeline.conversation import Conversation, conversation
+from pollux_flows.pipeline.conversation import Conversation, read_conversation
 from pollux_flows.plain import Text
 from pollux_flows.schemas import validation
 from pollux_flows.source import Source
@@ -23,11 +23,13 @@ _ARGUMENTS: Final = "Write {'type': 'object', 'properties': {'name': {'type': 's
 
 
 class Request(Document):
-    """Prompts and sources, known to be answerable by the provider as far as can be told without asking it.
+    """Prompts and sources that passed all checks that can be made without a call to the provider.
 
-    Every prompt is asked about all sources together or, with `each_source`, about each of them by itself, or, with
-    `sources_by_prompt`, about sources of its own.
+    Every prompt is asked about all sources together or, with `each_source`, about each of them separately, or, with
+    `sources_by_prompt`, about its own sources.
     """
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     prompts: list[Text | None]
     sources: list[Source]
@@ -35,13 +37,18 @@ class Request(Document):
     sources_by_prompt: list[list[int]] | None = Field(default=None, exclude_if=lambda lists: lists is None)
     target: Target
     options: Options
-    # Not mentioned where there is none: what older versions wrote and read has no such field.
-    said: Conversation = Field(default=Conversation(), exclude_if=lambda said: said.is_empty)
+    # Stored as `said`, and left out if empty, as older versions did not have this field.
+    history: Conversation = Field(
+        default=Conversation(),
+        validation_alias=AliasChoices("said", "history"),
+        serialization_alias="said",
+        exclude_if=lambda history: history.is_empty,
+    )
 
     @property
     def every_source(self) -> list[Source]:
-        """Those of the prompts, then those that were attached to the turns before."""
-        return [*self.sources, *(each.source for each in self.said.attached)]
+        """The sources of the prompts, then those that were attached to prior turns."""
+        return [*self.sources, *(each.source for each in self.history.attached)]
 
 
 def make_request(
@@ -53,36 +60,36 @@ def make_request(
     each_source: bool = False,
     sources_by_prompt: Sequence[Sequence[int]] | None = None,
 ) -> Request:
-    """Validate and normalise. No prompts at all is a legal request for nothing; `None` is one call without a prompt."""
-    options = Options() if options is None else _typed("options", options, Options)
+    """Validate and normalise a request. An empty list of prompts is valid; `None` is one call without a prompt."""
+    options = Options() if options is None else _check_type("options", options, Options)
     if isinstance(options.cache, str):
         raise ConfigurationError(
             f"The cache {options.cache!r} cannot be found by its name here.",
             hint="Names are for flows, run and run_many. Pass a handle, such as PolluxCache.load(…).handle.",
         )
     prompts = _prompts(prompts)
-    said = conversation(options, target, prompts)
+    history = read_conversation(options, target, prompts)
     request = Request(
         prompts=prompts,
-        sources=checked_sources(sources),
+        sources=check_sources(sources),
         each_source=each_source,
         sources_by_prompt=None if sources_by_prompt is None else [list(each) for each in sources_by_prompt],
         target=target,
         options=options,
-        said=said or Conversation(),
+        history=history or Conversation(),
     )
-    if said is not None and (each_source or sources_by_prompt is not None):
+    if history is not None and (each_source or sources_by_prompt is not None):
         raise ConfigurationError(
-            "A conversation cannot be about each source by itself.", hint="Go on with each of its envelopes by itself."
+            "A conversation cannot be about each source separately.", hint="Continue each of its envelopes separately."
         )
-    asked_before = bool(request.said.turns) and request.said.turns[-1].role != "assistant"
-    if None in request.prompts and not (request.sources or asked_before):
+    is_answered = not request.history.turns or request.history.turns[-1].role == "assistant"
+    if None in request.prompts and not request.sources and is_answered:
         raise ConfigurationError("There is nothing to send: no prompt and no source.", hint="Write a prompt.")
     _check_schema(request.options)
     asked_about = [range(len(request.sources))] if sources_by_prompt is None else {*map(tuple, sources_by_prompt)}
     for about in asked_about:
         its = [request.sources[index] for index in about]
-        capabilities.check(request.target, request.options, its, request.said.turns)
+        capabilities.check(request.target, request.options, its, request.history.turns)
     return request
 
 
@@ -104,8 +111,8 @@ def _prompts(prompts: Any) -> list[str | None]:
     return list(prompts)
 
 
-def checked_sources(sources: Any) -> list[Source]:
-    """The sources as a list, or an error that says which one is none."""
+def check_sources(sources: Any) -> list[Source]:
+    """Return the sources as a list. Raises a SourceError that names an item that is not a Source."""
     if isinstance(sources, Source | str) or not isinstance(sources, Sequence):
         raise SourceError(f"sources is a {type(sources).__name__}.", hint="Pass a list of Source objects.")
     for index, source in enumerate(sources):
@@ -117,25 +124,27 @@ def checked_sources(sources: Any) -> list[Source]:
     return list(sources)
 
 
-def _typed(name: str, value: Any, wanted: type[T]) -> T:
+def _check_type(name: str, value: Any, wanted: type[T]) -> T:
     if not isinstance(value, wanted):
         raise ConfigurationError(f"{name} is a {type(value).__name__}.", hint=f"Pass {wanted.__name__}(…).")
     return value
 
 
 def _check_schema(options: Options) -> None:
-    options.response_json_schema()  # imports what an import string names, which validation may have postponed
-    # A class made its own schema; what a person wrote by hand is looked at before it is paid for.
+    options.response_json_schema()  # imports the model of an import string, which validation may have postponed
+    # A class generates a valid schema; only a schema that a person wrote needs a check.
     if isinstance(options.response_schema, dict) and (problem := validation.check(options.response_schema)):
-        raise ConfigurationError(f"response_schema is no usable JSON Schema: {problem}", hint="Correct it there.")
+        raise ConfigurationError(f"response_schema is not a usable JSON Schema: {problem}", hint="Correct it there.")
     for index, tool in enumerate(options.tools or []):
         parameters, where = tool.get("parameters", {}), f"tools[{index}].parameters ({tool['name']})"
         if problem := validation.check(parameters):
-            raise ConfigurationError(f"{where} is no usable JSON Schema: {problem}", hint=_ARGUMENTS)
+            raise ConfigurationError(f"{where} is not a usable JSON Schema: {problem}", hint=_ARGUMENTS)
         if validation.has_no_keyword(parameters):
             raise ConfigurationError(
-                f"{where} is no JSON Schema: none of {', '.join(sorted(parameters))} is one of its keywords.",
+                f"{where} is not a JSON Schema: none of {', '.join(sorted(parameters))} is a keyword of JSON Schema.",
                 hint=_ARGUMENTS,
             )
         if parameters.get("type", "object") != "object":
-            raise ConfigurationError(f"{where} is no object.", hint=f"A function's arguments have names. {_ARGUMENTS}")
+            raise ConfigurationError(
+                f"{where} is not the schema of an object.", hint=f"A function's arguments have names. {_ARGUMENTS}"
+            )

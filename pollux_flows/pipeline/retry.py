@@ -1,6 +1,6 @@
-"""Retry: the one place where a failed request is made again.
+"""Retry: the only place where failed requests are repeated.
 
-How long all calls of an account pause after one was refused is decided in `ratelimit/limiter.py`.
+`ratelimit/limiter.py` decides how long all calls of an account pause after a refusal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass
 class Attempts(Generic[T]):
-    """How an operation went: its result or its last error, and what that took."""
+    """The attempts at an operation: the result or the last error, their number, and the time they took."""
 
     result: T | None = None
     error: APIError | None = None
@@ -31,7 +31,7 @@ class Attempts(Generic[T]):
     started: float = field(default_factory=time.monotonic)
 
     def unwrap(self) -> T:
-        """The result; the error is raised."""
+        """Return the result, or raise the error."""
         if self.error is not None:
             raise self.error
         return cast(T, self.result)
@@ -51,20 +51,21 @@ async def attempt(
     start: Callable[[int], Awaitable[None]] | None = None,
     save: Callable[[Attempts[T]], Awaitable[None]] | None = None,
 ) -> Attempts[T]:
-    """Try until it works, until trying is pointless, or until time is up.
+    """Run an operation with retries, until it succeeds, must not be retried, or its time is up.
 
-    The slot is held while a request is under way and released while waiting, so that a call that has to wait
-    keeps no other call from going ahead. The clock starts when the slot is first held: waiting
-    for a turn is not the provider's time. What is not `repeatable` is tried again only if it was surely not done.
-    `start` is called before each attempt, with the slot in hand and the number of attempts made; an error of it ends
-    all. But where an attempt may have been done unseen, a BudgetError ends it with that. `save` gets the result while
-    the slot is still held, so that there are never more unsaved results than slots.
+    The slot is acquired for each attempt and released during the backoff, so that a waiting call does not block others.
+    The time starts when the slot is first acquired, as queuing is not the provider's time. An operation that is not
+    `repeatable` is retried only if it certainly had no effect.
+
+    `start` is called before each attempt, in the slot, with the number of attempts so far; an error of it ends the
+    operation. But after an attempt with an unknown outcome, a BudgetError ends it with that attempt's error. `save`
+    gets the result in the slot, so that there are never more unsaved results than slots.
     """
     attempts: Attempts[T] = Attempts()
     while True:
         async with slot:
             if not await _may_start(attempts, start, timeout_s):
-                return attempts  # what failed before is what there is to say
+                return attempts  # with the error of the attempt before
             await _try_once(operation, attempts, timeout_s)
             if attempts.error is None and save is not None:
                 await save(attempts)
@@ -83,7 +84,7 @@ async def attempt(
 
 
 async def retry_call(operation: Callable[[], Awaitable[T]], config: Config) -> T:
-    """Return the result of an operation that needs no slot, or raise its last error."""
+    """Run an operation that needs no slot with retries. Returns its result, or raises its last error."""
     attempts: Attempts[T] = await attempt(
         operation, policy=config.retry, timeout_s=config.timeout_s, slot=nullcontext()
     )
@@ -91,7 +92,7 @@ async def retry_call(operation: Callable[[], Awaitable[T]], config: Config) -> T
 
 
 async def _may_start(attempts: Attempts[T], start: Callable[[int], Awaitable[None]] | None, timeout_s: float) -> bool:
-    """Return whether the next attempt may be made, or raise why not; time may run out while it stands in line."""
+    """Return whether the next attempt may be made: time may run out while it is queued. Raises if `start` does."""
     try:
         if start is not None:
             await start(attempts.number)
@@ -117,7 +118,7 @@ async def _try_once(operation: Callable[[], Awaitable[T]], attempts: Attempts[T]
 
 
 def _delay(policy: RetryPolicy, attempts: Attempts[T]) -> float:
-    """Return the wait before the next attempt: our own backoff, but never less than the provider asked for."""
+    """Return the delay before the next attempt: our own backoff, but never less than the provider's Retry-After."""
     ours = min(policy.max_delay_s, policy.initial_delay_s * policy.backoff_multiplier ** (attempts.number - 1))
     if policy.jitter:
         ours = random.uniform(0, ours)  # noqa: S311 (spreads calls, guards nothing)
@@ -134,8 +135,8 @@ def _worth_waiting(delay: float, policy: RetryPolicy, timeout_s: float, attempts
     error = attempts.error
     if error is not None and error.retry_after_s:
         error.hint = (
-            f"The provider asks to try again in {error.retry_after_s:g} seconds, and this call would wait "
-            f"{max(0.0, patience):.1f} at the most: try again then, or raise RetryPolicy.max_elapsed_s."
+            f"The provider asks to retry in {error.retry_after_s:g} seconds, and this call would wait at most "
+            f"{max(0.0, patience):.1f}: try again then, or raise RetryPolicy.max_elapsed_s."
         )
     return False
 
@@ -143,7 +144,7 @@ def _worth_waiting(delay: float, policy: RetryPolicy, timeout_s: float, attempts
 def _no_answer_in_time(timeout_s: float) -> APIError:
     return APIError(
         f"No answer came within {timeout_s:g} seconds.",
-        hint="Raise Config.timeout_s, or ask for less at once.",
+        hint="Raise Config.timeout_s, or ask for a shorter answer.",
         retryable=False,
         error_category="network",
         outcome_unknown=True,

@@ -1,8 +1,8 @@
-"""Savings: the tokens and the money that caching saved a run, from the usage that the provider reported.
+"""Savings: the tokens and the money that caching saved a run, by the usage that the provider reported.
 
-The naive way sends all of the input with each call. Tokens sent are, of each call, its input that was not read from a
-cache and its output, and the contents of the caches that the run created. A cache that was there before the run was
-paid for elsewhere: of it, only the price of its storage is shown.
+The baseline ("naive") sends the entire input with each call. The tokens sent are the input of each call that was not
+read from a cache, its output, and the contents of the caches that the run created. A cache that existed before the run
+was paid for elsewhere, so only the price of its storage is shown.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def measure_savings(
     has_handle: bool = False,
     batch: bool = False,
 ) -> dict[str, Any]:
-    """Return the tokens and dollars of a run with its caches beside those of the naive way.
+    """Return the tokens and dollars of a run with its caches, compared with the baseline without caches.
 
-    `spent` is its `run_cost`, and `has_handle` says that the caller's own handle was used. A number that is unknown is
-    None, with the reason under `unknown`; what does not apply is absent.
+    `spent` is its `run_cost`, and `has_handle` says that the caller's own handle was used. An unknown number is None,
+    with the reason under `unknown`; a number that does not apply is absent.
     """
     answered = [outcome for outcome in outcomes if outcome.answer is not None]
     created = [cache for cache in caches if cache.created_at is not None]
@@ -66,13 +66,13 @@ def measure_savings(
 
 
 def run_cost(target: Target, outcomes: Sequence[Outcome], caches: Sequence[UsedCache] = ()) -> Cost:
-    """Return what the answers of a run cost together with the caches that it created."""
+    """Return the cost of the answers of a run and of the caches that it created."""
     answered = [outcome for outcome in outcomes if outcome.answer is not None]
     return _add([total(map(_answer_cost, answered)), *(cache_cost(target, cache) for cache in caches)])
 
 
 def cache_cost(target: Target, cache: UsedCache) -> Cost:
-    """Return what a run pays for a cache: its contents and its storage where the run created it, else nothing."""
+    """Return what a run pays for a cache: its contents and storage if the run created it, otherwise nothing."""
     if cache.created_at is None:
         return Cost(0.0)
     return _add([_creation_cost(target, cache), _storage_cost(target, cache)])
@@ -83,9 +83,10 @@ def _count_tokens(answers: Sequence[Answer], created: Sequence[UsedCache]) -> di
     held = [cache.tokens for cache in created if cache.tokens is not None]
     written = sum(held) if len(held) == len(created) else None
     if written is None:
-        return dict.fromkeys((*names, "created_tokens")) | {"unknown": "The provider did not say how large a cache is."}
+        why = "The provider did not report the size of a cache."
+        return dict.fromkeys((*names, "created_tokens")) | {"unknown": why}
     if any(not answer.usage.keys() >= {"input_tokens", "output_tokens"} for answer in answers):
-        why = "The provider did not say how many tokens each answer took."
+        why = "The provider did not report the tokens of each answer."
         return dict.fromkeys(names) | {"created_tokens": written, "unknown": why}
     naive = sum(answer.usage["input_tokens"] + answer.usage["output_tokens"] for answer in answers)
     saved = sum(answer.usage.get("cached_tokens", 0) for answer in answers) - written
@@ -97,7 +98,7 @@ def _answer_cost(outcome: Outcome) -> Cost:
 
 
 def _naive_cost(target: Target, outcome: Outcome, batch: bool) -> Cost:
-    """Return what an answer would have cost without a cache: at today's prices, where a cache made a difference."""
+    """Return the cost of an answer without a cache, at today's prices if a cache made a difference."""
     answer = outcome.answer
     if answer is None or not any(answer.usage.get(name) for name in _CACHE_COUNTS):
         return _answer_cost(outcome)
@@ -105,15 +106,15 @@ def _naive_cost(target: Target, outcome: Outcome, batch: bool) -> Cost:
 
 
 def _creation_cost(target: Target, cache: UsedCache) -> Cost:
-    """Return what it cost to create a cache: its contents are input as any other."""
+    """Return the cost of creating a cache, whose contents are billed like any input."""
     prices = None if cache.tokens is None else input_prices(target, cache.tokens)
     if cache.tokens is None or prices is None:
-        return Cost(None, f"What it cost to create the cache {cache.name} is unknown.")
+        return Cost(None, f"The cost of creating the cache {cache.name} is unknown.")
     return Cost(prices.plain * cache.tokens / _MILLION)
 
 
 def _storage_cost(target: Target, cache: UsedCache) -> Cost:
-    """Return what the storage of a cache costs until it ends."""
+    """Return the cost of storing a cache until it ends."""
     an_hour = _price_storage(target, cache.tokens)
     if an_hour.usd is None or cache.created_at is None:
         return an_hour
@@ -121,7 +122,7 @@ def _storage_cost(target: Target, cache: UsedCache) -> Cost:
 
 
 def _hourly_cost(target: Target, answers: Sequence[Answer], caches: Sequence[UsedCache]) -> Cost:
-    """Return the price of an hour's storage of the caches; of the caller's own, as large as the most read from it."""
+    """Return the price of storing the caches for an hour. The caller's own is as large as the most read from it."""
     if caches:
         return _add([_price_storage(target, cache.tokens) for cache in caches])
     read = max((answer.usage.get("cached_tokens", 0) for answer in answers), default=0)
@@ -136,6 +137,6 @@ def _price_storage(target: Target, tokens: int | None) -> Cost:
 
 
 def _add(costs: Sequence[Cost]) -> Cost:
-    """Return the sum; unknown, for the first reason, as soon as one of them is."""
+    """Return the sum of the costs; unknown, with the first reason, if one of them is."""
     unknown = next((cost.unknown or "" for cost in costs if cost.usd is None), None)
     return total(costs) if unknown is None else Cost(None, unknown)

@@ -1,4 +1,4 @@
-"""Spending: what the answers of a run have cost, and whether another may be asked for."""
+"""Spending: count the cost of a run's answers, and allow calls only within its budgets."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pollux_flows.state.budget import Budget, Reservation, open_run_ledger, open
 from pollux_flows.state.slots import RunScope
 from pollux_flows.state.store import Store
 
-# If even this has no price, none of the model's answers has.
+# If this answer has no price, no answer of the model has one.
 _PLAIN: Final = Answer(
     text="", finish_reason="stop", usage={"input_tokens": 1, "output_tokens": 1}, billing=Billing(cost_usd=0.0)
 )
 
 
 class Spending:
-    """The budgets of one run, for one execution of its calls. Without any, nothing is counted."""
+    """The budgets of one run, for one execution of its calls. Without a budget, nothing is counted."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Spending:
         concurrency: int = 1,
     ) -> None:
         self.ledger: str | None = None
-        """The ledger of the run's budget, with which its answers are marked; None for a run without a name."""
+        """The key of the run's budget ledger, which its answers are marked with; None for a run without a name."""
         self._run: Budget | None = None
         self._shared: dict[str | None, Budget] = {}  # by day; None: the total
         self._sharing, self._store, self._concurrency = shared, store, concurrency
@@ -62,18 +62,18 @@ class Spending:
 
     @property
     def is_limited(self) -> bool:
-        """Return whether calls need room in a budget."""
+        """Return whether the run has a budget."""
         return self._run is not None or self._sharing is not None
 
     def _find_budgets(self) -> list[Budget]:
-        """Return the budgets that a call needs room in: of a budget a day, that of today."""
+        """Return the budgets that a call must fit into, including today's share of a daily budget."""
         budgets = [] if self._run is None else [self._run]
         if (shared := self._sharing) is None:
             return budgets
         for day, limit_usd in ((_today(), shared.usd_per_day), (None, shared.usd_in_total)):
             if limit_usd is None:
                 continue
-            if day not in self._shared:  # yesterday's stays, for the calls that were made then
+            if day not in self._shared:  # yesterday's budget stays open for the calls that were made then
                 self._shared[day] = self._open_shared(shared, day, limit_usd)
             budgets.append(self._shared[day])
         return budgets
@@ -90,8 +90,8 @@ class Spending:
             concurrency=self._concurrency,
         )
 
-    def count_found(self, outcome: Outcome) -> None:
-        """Count an answer of an earlier attempt, unless the ledger has it: attempts without a budget have none."""
+    def count_saved(self, outcome: Outcome) -> None:
+        """Count an answer of an earlier attempt, unless the ledger has it, as it has if that attempt had a budget."""
         if not self.is_limited or outcome.answer is None:
             return
         self._unknown = self._unknown or outcome.cost_unknown
@@ -101,7 +101,7 @@ class Spending:
             self._run.elsewhere_usd += outcome.paid_usd
 
     def check_fits(self, worst_case: WorstCase, prompt: str | None) -> None:
-        """Refuse a call whose worst case is above a limit, or above what is known to be left."""
+        """Refuse a call whose worst case is above a limit, or above the known rest of it."""
         usd = worst_case.usd(prompt)
         for budget in self._find_budgets():
             if usd > budget.limit_usd:
@@ -109,16 +109,16 @@ class Spending:
             budget.check(usd)
 
     async def reserve(self, worst_case: WorstCase, prompt: str | None) -> Reservation:
-        """Reserve the worst case of a call, once there is room for it, or raise why it may not be made."""
+        """Reserve the worst case of a call, once it fits into the budgets. Raises if the call must not be made."""
         self.check()
         self.check_fits(worst_case, prompt)
         return await reserve(self._find_budgets(), worst_case.usd(prompt))
 
     async def create_cache(self, use: CacheUse, worst_case: WorstCase, prompt: str | None) -> None:
-        """Let the cache of a call be made if there is room for it and for the call; else the sources are sent along.
+        """Create the cache of a call if both fit into the budgets; otherwise the sources are sent with each call.
 
-        While it is made, it counts as spent at its worst. It is not reserved: calls that wait for room have a slot of
-        the provider, and to make the cache takes one.
+        During the creation, the worst cost of the cache counts as spent. It is not reserved, as calls that wait for
+        budget occupy slots of the provider, and creating the cache needs one.
         """
         cache = UsedCache(name="", tokens=worst_case.input_tokens, created_at=0.0, ends_at=use.ttl_s)
         usd, budgets = cache_cost(self._target, cache).usd or 0.0, self._find_budgets()
@@ -126,7 +126,7 @@ class Spending:
         try:
             reservation = await reserve(budgets, most)
         except BudgetError as error:
-            message = f"the budget has no room for it: with a call, it may cost up to {dollars(most)}."
+            message = f"it does not fit into the budget: with a call, it may cost up to {dollars(most)}."
             use.give_up(BudgetError(message, hint=error.hint))
             return
         reservation.settle(usd)
@@ -137,10 +137,10 @@ class Spending:
                 budget.spend(-usd)
 
     def settle(self, reservation: Reservation, outcome: Outcome) -> None:
-        """Count the cost of an answer in place of its reservation, with what earlier attempts paid for the call."""
+        """Count the cost of an answer instead of its reservation, with the cost of earlier attempts of the call."""
         reservation.settle(outcome.cost_usd)
         self._unknown = self._unknown or outcome.cost_unknown
-        # It is saved with their cost, and marked as counted.
+        # The answer is saved with that cost, and marked as counted.
         if self._run is not None and (paid_before := self._uncounted.pop(outcome.identity, 0.0)):
             self._run.elsewhere_usd -= paid_before
             self._run.spend(paid_before)
@@ -156,15 +156,15 @@ class Spending:
             self._unknown = self._unknown or cost.unknown
 
     def check(self) -> None:
-        """Refuse a new call once the cost of one is unknown."""
+        """Refuse a new call once the cost of any call is unknown."""
         if self.is_limited and self._unknown is not None:
             raise BudgetError(
-                f"Not asked: {self._name} cannot be enforced any more. {self._unknown}",
-                hint="Leave it out and run again.",
+                f"Not asked: {self._name} can no longer be enforced. {self._unknown}",
+                hint="Leave the budget out and run again.",
             )
 
     async def close(self) -> None:
-        """Report what was spent to the other processes of the run, and give back the rest."""
+        """Save the amount spent for the other processes of the run, and release the rest."""
         for budget in filter(None, [self._run, *self._shared.values()]):
             await budget.close()
 

@@ -1,4 +1,4 @@
-"""Structured: an answer's text as data of the shape that was asked for."""
+"""Structured answers: parse the text of an answer as data of the requested shape."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from pollux_flows.schemas.conformance import Conformance
 _FENCE: Final = "```"
 _FENCE_STARTS: Final = {_FENCE, f"{_FENCE}json"}
 LONGEST_S: Final = 30.0
-"""How long one answer may be read, unless timeout_s is shorter. An ordinary one takes less than a millisecond."""
-# Pydantic tries every combination of the branches of nested unions, in one go that nothing interrupts. A quarter of a
-# million steps take it about a second.
+"""The time limit for parsing one answer, unless timeout_s is shorter. An ordinary one takes less than a millisecond."""
+# Pydantic tries every combination of the branches of nested unions, without being interruptible. A quarter of a
+# million steps take about a second.
 _MOST_STEPS: Final = 250_000
-# A set or a dict of numbers compares each with all others when their hashes are equal, and such numbers are easy to
-# compute. So many comparisons take Pydantic half a second, in one go as well. Hashes of text are secret.
+# A set or a dict of numbers with equal hashes compares each with all others, and such numbers are easy to compute. So
+# many comparisons take Pydantic half a second, without being interruptible. Hashes of text are randomised.
 _MOST_COMPARISONS: Final = 10_000_000
 _SECRET_HASHES: Final = {"str", "literal", "enum"}
 
 
 @dataclass(frozen=True)
 class Reading:
-    """An answer's text as data, or the problem that it has."""
+    """The data parsed from an answer's text, or the problem with it."""
 
     value: Any = None
     instance: Any = None
-    """The value as the caller's own model, where there is one."""
+    """The value as an instance of the caller's model, if there is one."""
     problem: str | None = None
 
     @property
     def typed(self) -> Any:
-        """The instance of the caller's model, else the plain value."""
+        """The instance of the caller's model, otherwise the plain value."""
         return self.value if self.instance is None else self.instance
 
 
 def read_answers(
     options: Options, answers: Sequence[Answer | None], *, limit_s: float = LONGEST_S
 ) -> list[Reading] | None:
-    """Each answer as data of the asked-for shape; None where no shape was asked for.
+    """Parse each answer as data of the requested shape; None if no shape was requested.
 
-    A caller's validators run once an answer, and none of them for longer than `limit_s`.
+    A caller's validators run once per answer, and for no longer than `limit_s`.
     """
     schema = options.response_json_schema()
     if schema is None:
@@ -59,13 +59,13 @@ def read_answers(
     limit_s = min(limit_s, LONGEST_S)
     read = partial(_read, Conformance(schema, limit_s=limit_s), options.response_model())
     texts = [None if answer is None or not answer.text.strip() else answer.text for answer in answers]
-    return each_in_time(read, texts, limit_s=limit_s, late=_late(limit_s))
+    return each_in_time(read, texts, limit_s=limit_s, late=_late_reading(limit_s))
 
 
 def read_instances(model: type[BaseModel], values: Sequence[Any], *, limit_s: float = LONGEST_S) -> list[Reading]:
-    """Each value, read before, as an instance of the caller's model."""
-    make = partial(_guarded, partial(_instance, Conformance(model.model_json_schema()), model))
-    return each_in_time(make, values, limit_s=limit_s, late=_late(limit_s))
+    """Convert values that were parsed before into instances of the caller's model."""
+    make = partial(_catch_errors, partial(_instance, Conformance(model.model_json_schema()), model))
+    return each_in_time(make, values, limit_s=limit_s, late=_late_reading(limit_s))
 
 
 def shape_warning(index: int, problem: str) -> str:
@@ -73,13 +73,14 @@ def shape_warning(index: int, problem: str) -> str:
 
 
 TOOLS_S: Final = 1.0
-"""How long the arguments of all tool calls of one answer may be looked at."""
+"""The time limit for checking the arguments of all tool calls of one answer."""
 
 
 def tool_arguments(tools: Sequence[dict[str, Any]], name: str, arguments: str, *, deadline: float) -> str:
-    """A tool call's arguments, without the nulls that strict mode asks for in place of what is left out.
+    """Return a tool call's arguments, without the nulls that strict mode requires for omitted arguments.
 
-    As the model wrote them once `deadline` (of the monotonic clock) has passed: an answer may have a thousand calls.
+    Once `deadline` (of the monotonic clock) has passed, they are returned unchanged, as an answer may have a thousand
+    calls.
     """
     schema = next((tool.get("parameters") for tool in tools if tool["name"] == name), None)
     left_s = deadline - time.monotonic()
@@ -89,10 +90,10 @@ def tool_arguments(tools: Sequence[dict[str, Any]], name: str, arguments: str, *
         value = Conformance(schema, limit_s=left_s).without_invented_nulls(plain(json.loads(arguments)))
         return json.dumps(value, ensure_ascii=False)
     except (ValueError, RecursionError, TimeoutError):
-        return arguments  # the caller who runs the tool sees what the model wrote
+        return arguments  # unchanged, for the caller who runs the tool
 
 
-def _late(limit_s: float) -> Reading:
+def _late_reading(limit_s: float) -> Reading:
     return Reading(
         problem=f"it took longer than {limit_s:g} seconds to check. Look for a loop or a slow pattern in the schema's "
         "validators. `answers` has its text."
@@ -100,26 +101,26 @@ def _late(limit_s: float) -> Reading:
 
 
 def _read(conformance: Conformance, model: type[BaseModel] | None, text: str | None) -> Reading:
-    return Reading() if text is None else _guarded(partial(_parse, conformance, model), text)
+    return Reading() if text is None else _catch_errors(partial(_parse, conformance, model), text)
 
 
-def _guarded(read: Callable[[Any], Reading], value: Any) -> Reading:
+def _catch_errors(read: Callable[[Any], Reading], value: Any) -> Reading:
     try:
         return read(value)
     except (KeyboardInterrupt, SystemExit, CancelledError, TimeUp):
         raise
     except BaseException as error:  # noqa: BLE001 (a caller's validator may raise anything, pydantic's core may panic)
-        # The answer is paid for: whatever goes wrong while it is looked at, its text stays.
-        return Reading(problem=f"it could not be looked at ({type(error).__name__}: {error}).")
+        # The answer is paid for, so no error here may lose its text.
+        return Reading(problem=f"it could not be parsed ({type(error).__name__}: {error}).")
 
 
 def _parse(conformance: Conformance, model: type[BaseModel] | None, text: str) -> Reading:
     try:
         value = plain(json.loads(_strip_fence(text)))
     except ValueError as error:
-        return Reading(problem=f"it is no JSON ({error}).")
+        return Reading(problem=f"it is not JSON ({error}).")
     except RecursionError:
-        return Reading(problem="it is nested without end.")
+        return Reading(problem="it is nested too deeply.")
     value = conformance.without_invented_nulls(value)
     if model is not None:
         return _instance(conformance, model, value)
@@ -128,9 +129,9 @@ def _parse(conformance: Conformance, model: type[BaseModel] | None, text: str) -
 
 
 def _strip_fence(text: str) -> str:
-    """Return the JSON without the Markdown fence that models put around it where no schema binds them.
+    """Return the JSON without the Markdown fence that models may put around it where no schema is enforced.
 
-    Not with `re`: its engine cannot be stopped, and over many blank lines it takes the cube of their number.
+    Without `re`, as its engine cannot be interrupted, and takes cubic time over many blank lines.
     """
     first, _, rest = text.strip().partition("\n")
     is_fenced = first.rstrip() in _FENCE_STARTS and rest.endswith(_FENCE)
@@ -150,7 +151,7 @@ def _instance(conformance: Conformance, model: type[BaseModel], value: Any) -> R
             problem=f"it has too many items for the sets, or dicts by number, of {model.__name__}. Use lists, or text."
         )
     try:
-        # As JSON, so that dates, enums and the like are read as the model reads them from JSON.
+        # As JSON, so that dates, enums and so on are validated as from JSON.
         return Reading(value, model.model_validate_json(json.dumps(value)))
     except ValidationError as error:
         problems = [
@@ -161,7 +162,7 @@ def _instance(conformance: Conformance, model: type[BaseModel], value: Any) -> R
 
 @lru_cache(maxsize=64)
 def _hashes_numbers(model: type[BaseModel]) -> bool:
-    """Return whether the model has sets, or dicts whose keys are other than text."""
+    """Return whether the model has sets, or dicts with keys other than text."""
     for schema, _ in walk_core_schema(model.__pydantic_core_schema__):
         if schema["type"] in {"set", "frozenset"}:
             hashed = schema.get("items_schema", {})
@@ -175,7 +176,7 @@ def _hashes_numbers(model: type[BaseModel]) -> bool:
 
 
 def _count_comparisons(value: Any) -> int:
-    """Count the comparisons that tell the items of each list and object apart, should all hashes be equal."""
+    """Count the comparisons of the items of each list and object if all their hashes were equal."""
     ahead, count = [value], 0
     while ahead:
         each = ahead.pop()

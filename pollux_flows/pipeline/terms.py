@@ -1,4 +1,4 @@
-"""Terms: what a run may take from earlier runs, and what it may spend."""
+"""Terms: which answers a run may reuse, and how much it may spend."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pollux_flows.errors import ConfigurationError
 from pollux_flows.plain import Text
 
 Reuse = Literal["run", "always", "never"]
-"""Which earlier answers to the same call count: this run's own, those of any run, or none."""
+"""Which saved answers to the same call are reused: those of this run, those of any run, or none."""
 
 
 class SharedBudget(Document):
-    """A budget that runs share by its name, with all that use the same state."""
+    """A budget that runs with the same state share by its name."""
 
     name: Text = Field(min_length=1, description="Its name.")
     usd_per_day: StrictFloat | None = Field(default=None, ge=0, description="The most that one day (UTC) may cost.")
@@ -25,7 +25,7 @@ class SharedBudget(Document):
 
 
 class Terms(Document):
-    """On what terms the calls of a run are made. None of it changes what an answer says."""
+    """The terms on which the calls of a run are made. They do not affect the content of answers."""
 
     reuse: Reuse = "run"
     max_age: StrictFloat | None = Field(
@@ -50,10 +50,10 @@ class Terms(Document):
         return value.total_seconds() if isinstance(value, timedelta) else value
 
     @model_validator(mode="after")
-    def _age_of_what(self) -> Terms:
+    def _check_max_age(self) -> Terms:
         if self.max_age is not None and self.reuse != "always":
             raise ConfigurationError(
-                f"max_age says how old another run's answer may be, and reuse={self.reuse!r} takes none.",
+                f"max_age limits the age of other runs' answers, and reuse={self.reuse!r} reuses none of them.",
                 hint="Pass reuse='always', or leave max_age out.",
             )
         return self

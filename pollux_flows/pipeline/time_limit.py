@@ -1,7 +1,7 @@
-"""A time limit for work that may never return: it runs on a thread of its own, and is abandoned when its time is up.
+"""Time limit: run work that may never return on a thread of its own, and abandon it when its time is up.
 
-An answer is read by code that others wrote: a caller's validator may loop, sleep or wait for a server. The thread of an
-executor would then hold up its event loop and the end of the process; a daemon thread does not.
+A caller's validator may loop, sleep or wait for a server. The thread of an executor would then block its event loop and
+the end of the process; a daemon thread does not.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Final, Generic, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Once one item was late, the others get so long: a thousand of its kind are not waited for one after the other.
+# Once one item was late, the others get only so long, as a thousand may be late as well.
 _SHORT_S: Final = 1.0
 
 
 class TimeUp(BaseException):
-    """Raised in work whose time is up."""
+    """Raised in a thread whose time is up, to end its work."""
 
 
 def each_in_time(work: Callable[[T], R], items: Sequence[T], *, limit_s: float, late: R) -> list[R]:
-    """The results of `work` for each item, in order; `late` for each that takes longer than `limit_s`.
+    """Return the results of `work` for each item, in order; `late` for each that takes longer than `limit_s`.
 
-    An exception of `work` is raised here.
+    An exception of `work` is raised to the caller.
     """
     done: list[R] = []
     while len(done) < len(items):
@@ -43,13 +43,13 @@ def each_in_time(work: Callable[[T], R], items: Sequence[T], *, limit_s: float, 
 
 
 class _Batch(Generic[T, R]):
-    """Items on one thread, one after the other, until one of them is late."""
+    """Processes items on one thread, one after the other, until one of them is late."""
 
     def __init__(self, work: Callable[[T], R], items: Sequence[T]) -> None:
         self._work, self._items = work, items
         self._results: list[R] = []
         self._began = time.monotonic()
-        # Held by the thread while it notes a result, and by a caller that abandons it: from then on, nothing is noted.
+        # Locked by the thread while it adds a result, and by a caller that abandons it, so that none is added later.
         self._lock = threading.Lock()
         self._is_abandoned = False
         self.results: list[R] = []
@@ -64,7 +64,7 @@ class _Batch(Generic[T, R]):
                 thread.join(left)
                 continue
             with self._lock:
-                if time.monotonic() - self._began < limit_s:  # it went on meanwhile
+                if time.monotonic() - self._began < limit_s:  # the next item has begun meanwhile
                     continue
                 self._is_abandoned = True
             _interrupt(thread)
@@ -87,6 +87,6 @@ class _Batch(Generic[T, R]):
 
 
 def _interrupt(thread: threading.Thread) -> None:
-    """End a loop in Python code, which would else take its share of the processor for ever."""
+    """End a loop in Python code, which would otherwise use its share of the processor forever."""
     if thread.ident is not None:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(TimeUp))

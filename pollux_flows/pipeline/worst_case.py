@@ -1,8 +1,8 @@
-"""Worst case: the most that a call may cost, known before it is made.
+"""Worst case: the most that a call may cost, computed before it is made.
 
-A token of text is a byte at least, so a request has no more tokens than its JSON has bytes, and what a provider writes
-around it. Of other sources, and of what is stored at the provider, nothing is known but that the model takes no more
-than its context window. The answer has `max_tokens` at most or, without it, as many as the model can write.
+A token of text has at least one byte, so a request has at most as many tokens as its JSON has bytes, plus the tokens
+that a provider adds. Other sources, and content stored at the provider, are only limited by the model's context window.
+The answer has at most `max_tokens` or, without it, the output limit of the model.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pollux_flows.pricing import context_window, cost_at_most, cost_of, dollars,
 from pollux_flows.providers.base import Call
 from pollux_flows.result import Answer, Billing
 
-# A provider writes roles and separators around each part, and instructions of its own around tools and schemas.
+# A provider adds roles and separators to each part, and its own instructions to tools and schemas.
 _AROUND: Final = 256
 _AROUND_TOOLS: Final = 1_024
-# Lists round 1,048,576 down to a million.
+# Price lists round 1,048,576 down to a million.
 _ROUNDED_DOWN: Final = 1.05
 # Service tiers in requests that are billed at the usual price.
 _USUAL_TIERS: Final = {"auto", "standard_only", "unspecified"}
-# By model family, as the providers publish it: how many tokens an answer has at most, thinking included.
+# The published output limits by model family, in tokens, thinking included.
 _OUTPUTS: Final[tuple[tuple[ProviderName, str, int], ...]] = (
     ("gemini", r"gemini-2\.0", 8_192),
     ("gemini", r"gemini-(2\.5|3)(?!.*image)", 65_536),
@@ -38,10 +38,10 @@ _OUTPUTS: Final[tuple[tuple[ProviderName, str, int], ...]] = (
     ("openai", r"gpt-5(\.[12])?(-mini|-nano|-codex)?(-\d{4}.*)?$", 128_000),
     ("openai", r"o[134](-mini)?(-\d{4}.*)?$", 100_000),
 )
-# The list does not say it of this family.
+# Context windows that the price list lacks.
 _WINDOWS: Final[tuple[tuple[ProviderName, str, int], ...]] = (("gemini", r"gemini-(2\.5|3)", 1_048_576),)
 _SOUND: Final = ("audio/", "video/")
-# Under these names a request says how long the answer may be. Where there are two, the longer counts.
+# The fields of a request that limit the length of the answer. If a request has two of them, the larger counts.
 _LIMITS: Final[dict[ProviderName, tuple[str, ...]]] = {
     "gemini": ("max_output_tokens",),
     "openai": ("max_output_tokens",),
@@ -49,9 +49,9 @@ _LIMITS: Final[dict[ProviderName, tuple[str, ...]]] = {
     "openrouter": ("max_tokens", "max_completion_tokens"),
     "local": ("max_tokens", "max_completion_tokens"),
 }
-# Raw options by which a provider adds input that is not in the request.
+# Raw options with which a provider adds input that is not in the request.
 _ADDING: Final = {"tools", "conversation", "previous_response_id", "prompt", "cached_content", "cachedContent"}
-# Raw options by which another model or region may answer, or a tool of the provider's, which costs more than tokens.
+# Raw options with which a different model or region may answer, or a tool of the provider may be billed.
 _UNPRICED: Final = {
     "models",
     "fallbacks",
@@ -61,17 +61,17 @@ _UNPRICED: Final = {
     "mcp_servers",
     "container",
 }
-# Of the tools in raw options, those that cost no more than tokens: functions, and opening addresses.
+# Tools in raw options that cost only tokens: functions, and opening addresses.
 _PRICED_TOOLS: Final = {"function_declarations", "functionDeclarations", "url_context", "urlContext"}
 
 
 @dataclass(frozen=True)
 class WorstCase:
-    """The most that the calls of one request may cost, by their prompts."""
+    """The most that calls of one request may cost, depending on their prompts."""
 
     target: Target
     input_tokens: int
-    """Without the prompt, unless `is_window`."""
+    """The input tokens without the prompt; with `is_window`, the context window."""
     output_tokens: int
     is_window: bool
     kinds: tuple[str, ...]
@@ -80,9 +80,9 @@ class WorstCase:
     _known: dict[int, float] = field(default_factory=dict, compare=False)
 
     def usd(self, prompt: str | None) -> float:
-        """Return the most that a call with this prompt costs."""
+        """Return the most that a call with this prompt may cost."""
         tokens = self._count(prompt)
-        if tokens not in self._known:  # prompts of a run are often as long as one another
+        if tokens not in self._known:  # prompts of a run often have the same length
             self._known[tokens] = self._price(tokens, self.output_tokens)
         return self._known[tokens]
 
@@ -113,19 +113,19 @@ class WorstCase:
 def find_worst_case(
     target: Target, call: Call, body: Mapping[str, Any], text_bytes: Iterable[int], *, batch: bool = False
 ) -> WorstCase:
-    """Return the worst case of calls like this one, which has an empty prompt, or raise where none is known.
+    """Return the worst case of calls like this one, which has an empty prompt. Raises if it is unknown.
 
-    `body` is its request, and `text_bytes` the sizes of those sources whose text is not in it yet.
+    `body` is its request, and `text_bytes` are the sizes of sources whose text is not in the request yet.
     """
     raw = (call.options.provider_options or {}).get(target.provider, {})
     _check_prices(target, raw)
     window = _find_window(target)
     is_stored = call.response_id is not None or call.options.cache_handle is not None or bool(_ADDING & raw.keys())
-    others = [material for material in call.everything if material.text is None]
+    others = [material for material in call.all_materials if material.text is None]
     if is_stored or others:
         if window is None:
             raise _cannot_be_enforced(
-                f"It is not known how many tokens {target.model} takes at most, as sources other than text may have.",
+                f"The context window of {target.model} is unknown, which limits the tokens of sources other than text.",
                 "Leave the budget out, or send the sources as text.",
             )
         input_tokens = window
@@ -136,7 +136,7 @@ def find_worst_case(
     output_tokens = find_output_limit(target, body)
     if output_tokens is None:
         raise _cannot_be_enforced(
-            f"It is not known how long an answer of {target.model} may be.", "Set Options(max_tokens=…)."
+            f"The longest possible answer of {target.model} is unknown.", "Set Options(max_tokens=…)."
         )
     kinds = ["input_mtok"]
     if target.provider != "anthropic" or call.implicit_caching or raw:
@@ -149,32 +149,32 @@ def find_worst_case(
 
 
 def find_output_limit(target: Target, body: Mapping[str, Any]) -> int | None:
-    """Return how many tokens the answer to this request has at most, by its own limit or the model's; None: unknown."""
+    """Return the most tokens of the answer to this request, by its own limit or the model's; None if unknown."""
     return _read_limit(target.provider, body) or _find(_OUTPUTS, target) or _find_window(target)
 
 
 def _find_window(target: Target) -> int | None:
-    """Return how many tokens the model takes at most, for an input and its answer."""
+    """Return the context window of the model in tokens, input and answer together; None if unknown."""
     window = _find(_WINDOWS, target) or context_window(target)
     return None if window is None else math.ceil(window * _ROUNDED_DOWN)
 
 
 def _check_prices(target: Target, raw: Mapping[str, Any]) -> None:
-    """Refuse raw options with which the cost of an answer would not be known, or not be limited."""
+    """Refuse raw options with which the cost of an answer would be unknown or unlimited."""
     tools = [tool for tool in raw.get("tools") or () if isinstance(tool, Mapping)]
     dearer = {name for name in _UNPRICED if raw.get(name) not in (None, "global")}
     if not all(_costs_only_tokens(target.provider, tool) for tool in tools):
         dearer.add("tools")
     if dearer:
         raise _cannot_be_enforced(
-            f"With {min(dearer)!r} in provider_options, an answer may cost more than the tokens of {target.model}.",
-            f"Leave the budget out, or {min(dearer)!r}.",
+            f"With {min(dearer)!r} in provider_options, an answer may cost more than its tokens.",
+            f"Leave the budget or {min(dearer)!r} out.",
         )
     tier = str(raw.get("service_tier") or raw.get("serviceTier") or "auto").lower()
     billing = Billing(cost_usd=0.0, service_tier=None if tier in _USUAL_TIERS else tier, speed=raw.get("speed"))
     usage = {"input_tokens": 1, "output_tokens": 1}
     if unknown := cost_of(target, Answer(text="", finish_reason="stop", usage=usage, billing=billing)).unknown:
-        raise _cannot_be_enforced(unknown, "Leave the budget out, or that out of provider_options.")
+        raise _cannot_be_enforced(unknown, "Leave out the budget, or these fields of provider_options.")
 
 
 def _costs_only_tokens(provider: ProviderName, tool: Mapping[str, Any]) -> bool:
@@ -184,7 +184,7 @@ def _costs_only_tokens(provider: ProviderName, tool: Mapping[str, Any]) -> bool:
 
 
 def _read_limit(provider: ProviderName, body: Mapping[str, Any]) -> int | None:
-    """Return how long the answer may be by the request; Gemini's has that within its `config`."""
+    """Return the limit that the request sets on its answer; None if it sets none. Gemini's is in its `config`."""
     config = body.get("config")
     fields: Mapping[str, Any] = dict(config) if isinstance(config, BaseModel) else body
     return max((limit for name in _LIMITS[provider] if isinstance(limit := fields.get(name), int)), default=None)

@@ -1,4 +1,4 @@
-"""Calls and answers: what a request is made from, and how an answer of any shape is read."""
+"""Calls and answers: the data of one request, and helpers that read answers of any shape."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pollux_flows.config import Config
 from pollux_flows.errors import ConfigurationError, PolluxError
 from pollux_flows.options import Options
 from pollux_flows.plain import replace_surrogates
-from pollux_flows.pricing import NO_CALL_TAKES
+from pollux_flows.pricing import IMPOSSIBLE_TOKENS
 from pollux_flows.providers.material import Material
 from pollux_flows.result import UNREADABLE, Answer
 from pollux_flows.turn import Turn
@@ -28,9 +28,9 @@ SMALL_ANSWER: Final = 1 << 20
 """The most bytes of an answer that is parsed on the event loop, which takes milliseconds."""
 MOST_VALUES: Final = 6_000_000
 """The most values that the JSON of one answer may have beyond its first megabyte; a list or an object counts as eight,
-since it takes so much longer to read. To read them takes about half a second, in C code that holds up all threads. An
+as it takes so much longer to parse. Parsing them takes about half a second, in C code that blocks all threads. An
 answer with 20 log probabilities for each of 14,000 tokens has as many."""
-# The values that an answer may hold beside its text. More are of no use, and slow down everything that stores them.
+# The values that an answer may hold besides its text. More are not useful, and slow down everything that stores them.
 _MOST_VALUES_BESIDE: Final = 100_000
 _MOST_CALLS: Final = 10_000
 _MOST_UNREADABLE: Final = 1_000
@@ -51,7 +51,7 @@ _USER: Final = Turn(role="user")
 
 @dataclass(frozen=True)
 class Call:
-    """The data that one request to a provider is made from."""
+    """The data of one request to a provider."""
 
     model: str
     materials: tuple[Material, ...]
@@ -74,7 +74,7 @@ class Call:
         return (*self.history, PriorTurn(_USER, self.materials, self.prompt))
 
     @property
-    def everything(self) -> tuple[Material, ...]:
+    def all_materials(self) -> tuple[Material, ...]:
         """Return the materials of this turn and of all prior ones."""
         return (*(material for turn in self.history for material in turn.materials), *self.materials)
 
@@ -108,12 +108,12 @@ class ModelsModule(Protocol):
 _OTHER_FORMS: Final = ("stream", "background", "n", "candidate_count", "http_options")
 
 
-def merged(request: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the request with the caller's raw provider options; raise if one is already set or changes the format."""
+def merge_raw_options(request: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the request with the caller's raw provider options. Raises if one is already set or changes the format."""
     for name in _OTHER_FORMS:
         if raw.get(name) and (raw[name] is True or raw[name] != 1):
             raise ConfigurationError(
-                f"provider_options sets {name!r}, but this package reads exactly one complete answer a call.",
+                f"provider_options sets {name!r}, but this package reads exactly one complete answer per call.",
                 hint=f"Leave {name!r} out.",
             )
     if doubled := sorted(set(request) & set(raw)):
@@ -153,7 +153,7 @@ class ItemReader:
         self._unreadable.append(item)
 
     def finish(self, answer: Answer, response: Any) -> Answer:
-        """Return the answer, its unreadable items in `artifacts`; raise an UpstreamError if nothing else is left."""
+        """Return the answer, with unreadable items in `artifacts`. Raises an UpstreamError if nothing else is left."""
         if not self._unreadable:
             return answer
         if not (answer.text.strip() or answer.tool_calls or answer.finish_reason == "blocked"):
@@ -162,7 +162,7 @@ class ItemReader:
 
 
 def reader(read: Callable[[Any], Answer]) -> Callable[[Any], Answer]:
-    """Decorate `read` to raise an UpstreamError for a response that has not the shape of its protocol."""
+    """Decorate `read` to raise an UpstreamError for a response that does not have the shape of its protocol."""
 
     @wraps(read)
     def guarded(response: Any) -> Answer:
@@ -238,30 +238,30 @@ def call_id(value: Any, index: int) -> Any:
 
 
 def as_text(value: Any) -> str | None:
-    """Return the value if it is a string, else None: a malformed text is no reason to lose the rest of the answer."""
+    """Return the value if it is a string, otherwise None, so that a malformed text does not cost the whole answer."""
     return value if isinstance(value, str) else None
 
 
 def text_in(item: dict[str, Any], name: str) -> str:
-    """Return the string under that name; raise if it is missing or no string."""
+    """Return the string under that name. Raises if it is missing or not a string."""
     if not isinstance(text := item[name], str):
         raise TypeError(f"{name} is not text")
     return text
 
 
 def as_object(value: Any) -> dict[str, Any]:
-    """Return the value if it is an object, else an empty one."""
+    """Return the value if it is an object, otherwise an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def as_count(value: Any) -> int:
-    """Return the value if it is a positive integer, else 0."""
+    """Return the value if it is a positive integer, otherwise 0."""
     return value if type(value) is int and value > 0 else 0
 
 
 def counts(**found: Any) -> dict[str, int]:
-    """Return the token counts by name; values that are no plausible count are left out, as unknown."""
-    return {name: count for name, count in found.items() if type(count) is int and 0 <= count <= NO_CALL_TAKES}
+    """Return the token counts by name, without implausible values, which count as unknown."""
+    return {name: count for name, count in found.items() if type(count) is int and 0 <= count <= IMPOSSIBLE_TOKENS}
 
 
 class UpstreamError(Exception):
@@ -279,13 +279,13 @@ class UpstreamError(Exception):
 
     @property
     def is_billed(self) -> bool:
-        """Return whether the error comes with output tokens, as that of a model which failed half-way may."""
+        """Return whether the error reports output tokens, as an error of a model that failed half-way may."""
         usage = as_object(as_object(self.body).get("usage"))
         return any(as_count(usage.get(name)) for name in ("output_tokens", "completion_tokens"))
 
     @classmethod
     def found_in(cls, response: Any) -> UpstreamError:
-        """Make the error for a response that has not the shape of an answer."""
+        """Return the error for a response that does not have the shape of an answer."""
         if isinstance(response, dict) and (error := response.get("error")):
             code = error.get("code") if isinstance(error, dict) else None
             known = isinstance(code, int) and 400 <= code <= 599  # noqa: PLR2004 (HTTP's own range)

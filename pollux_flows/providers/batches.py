@@ -1,4 +1,4 @@
-"""Batches: the interface of a provider's `batch.py`, in terms that are the same for all three."""
+"""Batches: the interface of a provider's `batch.py`, in terms common to all three providers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BatchLimits:
 
 @dataclass(frozen=True)
 class Rows:
-    """The input of one batch: a file with one row a line."""
+    """The input of one batch: a file with one row per line."""
 
     path: Path
     count: int
@@ -91,7 +91,7 @@ class BatchModule(Protocol):
 
     @property
     def TAKES_A_FILE(self) -> bool:  # noqa: N802
-        """True if the rows are uploaded as a file before the batch is made."""
+        """True if the rows are uploaded as a file before the batch is created."""
         ...
 
     @property
@@ -104,34 +104,34 @@ class BatchModule(Protocol):
         ...
 
     async def create(self, client: Any, model: str, tag: str, rows: Rows, file_id: str | None, /) -> Batch:
-        """Submit a batch. `file_id` is the uploaded file with the rows, where the provider takes one."""
+        """Submit a batch. `file_id` is the uploaded file with the rows, if the provider takes one."""
         ...
 
     async def get(self, client: Any, batch_id: str, /) -> Batch: ...
 
     def pages(self, client: Any, /) -> AsyncIterator[list[Batch]]:
-        """Iterate over all batches of the account, newest first, one page a request. The number of pages is bounded."""
+        """Iterate over all batches of the account, newest first, one page per request, up to a limit of pages."""
         ...
 
     async def cancel(self, client: Any, batch_id: str, /) -> None: ...
 
     async def download(self, client: Any, batch: Batch, into: IO[bytes], /) -> None:
-        """Write all available results as they arrive, one a line, in any order."""
+        """Write all available results as they arrive, one per line, in any order."""
         ...
 
     def result(self, line: bytes, /) -> Result:
-        """Parse one line of the results; raise a ValueError if it cannot be read."""
+        """Parse one line of the results. Raises a ValueError if it cannot be read."""
         ...
 
     def read_answer(self, response: Any, /) -> Answer:
-        """Read the answer in the response of a row; raise an UpstreamError if it is none."""
+        """Read the answer in the response of a row. Raises an UpstreamError if there is none."""
         ...
 
 
 SKEW_S: Final = 600.0
 """The most that the clocks of this machine and of a provider are expected to differ."""
 
-# More than any account has: it bounds the listing of a provider that sends pages without end.
+# More than any account has, to end the iteration if a provider sends pages endlessly.
 _MOST_PAGES: Final = 2000
 
 
@@ -140,7 +140,7 @@ async def paginate(
 ) -> AsyncIterator[list[Batch]]:
     """Iterate over pages. `page` takes a cursor and returns that page with the next cursor, None after the last.
 
-    An empty page may stand between others. A cursor that came before ends the iteration, too.
+    There may be empty pages between others. A repeated cursor also ends the iteration.
     """
     cursor: str | None = None
     seen: set[str | None] = {None}
@@ -170,12 +170,12 @@ def paginate_list(
 
 
 def are_before(page: list[Batch], moment: float) -> bool:
-    """Return whether all batches of a page were created earlier; in a list with the newest first, so was the rest."""
+    """Return whether all batches of a page were created earlier, as then are all later pages, the newest first."""
     return bool(page) and all(batch.created_at is not None and batch.created_at < moment for batch in page)
 
 
 def parse_batches(read: Callable[[Any], Batch], entries: list[Any]) -> list[Batch]:
-    """Return the batches of a list, without those that cannot be read: the one looked for may be among the others."""
+    """Return the readable batches of a list, as the batch that is looked for may be among them."""
     batches = []
     for each in entries:
         with suppress(UpstreamError):
@@ -184,14 +184,14 @@ def parse_batches(read: Callable[[Any], Batch], entries: list[Any]) -> list[Batc
 
 
 def parse_count(value: Any) -> int:
-    """Parse a count, which may be a string of digits (as an int64 is in Google's JSON); 0 if it is none."""
+    """Parse a count, which may be a string of digits (such as an int64 in Google's JSON); 0 if it is not a count."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:  # noqa: PLR2004
         return int(value)
     return as_count(value)
 
 
 def parse_time(text: Any) -> float | None:
-    """Parse an RFC 3339 timestamp into seconds since 1970; None if it is none."""
+    """Parse an RFC 3339 timestamp into seconds since 1970; None if it is not a timestamp."""
     try:
         at = datetime.fromisoformat(text)
     except (TypeError, ValueError):

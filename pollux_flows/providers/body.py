@@ -1,8 +1,8 @@
 """Response bodies: read piece by piece, up to a limit that no real answer reaches.
 
-A server that sends without end, or compresses gigabytes into a megabyte, fails its own call and takes no memory; one
-that sends millions of values, which would take seconds to parse, delays no other call. Only the results of a batch
-may be larger: they are written to disk as they arrive, see `downloading`.
+A server that sends data endlessly, or compresses gigabytes into a megabyte, only fails its own call and takes no
+memory. A server that sends millions of values, which would take seconds to parse, delays no other call. Only the
+results of a batch may be larger, as they are written to disk when they arrive: see `downloading`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def downloading() -> Iterator[None]:
         _is_downloading.reset(token)
 
 
-async def bound(response: httpx2.Response) -> None:
-    """Decompress the body of a response under the size limit. An event hook: the body has not been read yet."""
+async def limit_body(response: httpx2.Response) -> None:
+    """Decompress the body of a response under the size limit. This event hook is called before the body is read."""
     packed = response.headers.pop("content-encoding", "identity").strip().lower()
     if packed not in {"", "identity", *UNPACKED}:
-        raise BodyError(f"it is compressed with {packed[:40]!r}, which was not asked for")
+        raise BodyError(f"it is compressed with {packed[:40]!r}, which was not requested")
     largest = None if _is_downloading.get() else LARGEST_ANSWER
     length = response.headers.get("content-length", "")
     if largest is not None and length.isdecimal() and int(length) > largest:
@@ -54,13 +54,13 @@ class _Bounded(httpx2.AsyncByteStream):
         self._stream, self._is_packed, self._largest = stream, is_packed, largest
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        came = read = values = 0
+        received = read = values = 0
         unpack = Unpacker() if self._is_packed else None
         async for block in self._stream:
-            came += len(block)  # bytes after the end of a compressed body count, too
+            received += len(block)  # including bytes after the end of a compressed body
             for piece in unpack.pieces(block) if unpack else (block,):
                 read += len(piece)
-                if self._largest is not None and max(came, read) > self._largest:
+                if self._largest is not None and max(received, read) > self._largest:
                     raise _too_large()
                 if self._largest is not None and read > SMALL_ANSWER:
                     values += count_values(piece)
@@ -73,7 +73,7 @@ class _Bounded(httpx2.AsyncByteStream):
 
 
 class _Cut(httpx2.AsyncByteStream):
-    """The first part of an error's body: the SDKs would read all of it, and people read a few lines."""
+    """The first part of an error's body, of which the SDKs would read everything, and people read a few lines."""
 
     def __init__(self, stream: httpx2.AsyncByteStream) -> None:
         self._stream = stream

@@ -12,7 +12,7 @@ from pollux_flows.providers.material import Material
 
 @dataclass(frozen=True)
 class CacheToCreate:
-    """The data that the request for a cache is made from."""
+    """The data of a request to create a cache."""
 
     model: str
     materials: Sequence[Material]

@@ -1,4 +1,4 @@
-"""OpenAI-compatible chat completions, as OpenRouter and local servers speak them."""
+"""OpenAI-compatible chat completions, the protocol of OpenRouter and local servers."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ async def complete(client: httpx2.AsyncClient, body: dict[str, Any]) -> Answer:
     try:
         return await read_body(read_answer, response.content)
     except UpstreamError as error:
-        error.headers = response.headers  # an error under HTTP 200 may have a Retry-After, too
+        error.headers = response.headers  # an error under HTTP 200 may also have a Retry-After
         raise
 
 
 def body(call: Call, turns: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the fields that every server of this protocol knows; None where the caller set nothing."""
+    """Return the fields that every server of this protocol knows; None for unset ones."""
     options = call.options
     system = options.system_instruction
     return {
@@ -66,7 +66,7 @@ def body(call: Call, turns: list[dict[str, Any]]) -> dict[str, Any]:
 def _response_format(answer_schema: dict[str, Any] | None) -> dict[str, Any] | None:
     if answer_schema is None:
         return None
-    # Servers enforce OpenAI's dialect in part. What it cannot express is sent unchanged: closing a map gains nothing.
+    # Servers enforce OpenAI's dialect in part. A schema that it cannot express is sent unchanged.
     wire = dialects.for_openai(answer_schema)
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": wire.schema, "strict": wire.strict}}
 
@@ -124,11 +124,11 @@ def _read_piece(_: int, piece: dict[str, Any]) -> str:
 
 
 def _read_object(_: int, item: Any) -> dict[str, Any]:
-    return {**item}  # a TypeError where it is none
+    return {**item}  # raises a TypeError for any other value
 
 
 def _usage(usage: Any) -> dict[str, int]:
-    """Read the token counts: prompt tokens include cached ones, completion tokens include reasoning, as ours do."""
+    """Read the token counts. Prompt tokens include cached ones, and completion tokens reasoning, as in our usage."""
     usage = as_object(usage)
     read = as_object(usage.get("prompt_tokens_details"))
     written = as_object(usage.get("completion_tokens_details"))
@@ -153,7 +153,7 @@ def _billing(usage: Any) -> Billing:
 
 
 def json_or_text(response: httpx2.Response) -> Any:
-    """Return the body of an error response, as JSON if it is any, else as text."""
+    """Return the body of an error response, as JSON if it is valid JSON, otherwise as text."""
     try:
         return response.json()
     except (ValueError, RecursionError):

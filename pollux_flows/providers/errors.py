@@ -1,4 +1,4 @@
-"""Turns the errors of SDKs and servers into an APIError with a hint."""
+"""Provider errors: turn the errors of SDKs and servers into an APIError with a hint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Final
 import httpx2
 from pydantic import ValidationError
 
-from pollux_flows.address import shown_in
+from pollux_flows.address import redact_text
 from pollux_flows.base_url import suggest_base_url
 from pollux_flows.config import KEY_VARIABLES, Config
 from pollux_flows.errors import APIError, CacheError, ErrorCategory, PolluxError, RateLimitError, SourceError
@@ -24,7 +24,7 @@ from pollux_flows.providers.redaction import Redactor
 _RETRYABLE_STATUSES: Final = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 529}
 _GATEWAY_STATUSES: Final = {502, 504, 520, 524}
 _CAPACITY_STATUSES: Final = {500, 502, 503, 504, 520, 521, 522, 524, 529}
-# 429s that do not pass with time: a bill has to be paid first.
+# Codes of 429s that waiting does not resolve, as a bill has to be paid first.
 _OUT_OF_FUNDS: Final = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _OVERFLOW: Final = re.compile(
     r"context[ _]length|context window|prompt is too long|maximum number of tokens|too many (input )?tokens"
@@ -32,15 +32,15 @@ _OVERFLOW: Final = re.compile(
     re.IGNORECASE,
 )
 _NOT_A_NETWORK_ERROR: Final = (httpx2.UnsupportedProtocol, httpx2.TooManyRedirects)
-# Phases that cost nothing: their outcome is never unknown, as they can simply be repeated.
+# Phases that cost nothing: their outcome is never unknown, as they can be repeated.
 _ABOUT_A_BATCH: Final = {"batch_inspect", "batch_collect", "batch_cancel"}
 _FREE_PHASES: Final = {"metadata", *_ABOUT_A_BATCH}
-# Phases that a provider bills, and does not repeat for nothing.
+# Phases that a provider bills each time.
 _BILLED_PHASES: Final = {"generate", "cache"}
-# Phases that leave something stored at the provider, whatever the response was.
+# Phases that may leave something stored at the provider, even if the response is an error.
 _STORING_PHASES: Final = {"upload", "batch_submit"}
 _NEVER_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout)
-# The errors of reading an answer, in the SDKs or here: no JSON, no text, nested without end, another shape.
+# The errors of parsing an answer, in the SDKs or here: not JSON, not text, nested too deeply, or of another shape.
 _UNREADABLE: Final = (json.JSONDecodeError, UnicodeDecodeError, RecursionError, ValidationError)
 _LONGEST_QUOTE: Final = 500
 # The paths in an OpenRouter error to the seconds to wait.
@@ -52,7 +52,7 @@ _JSON_HINT: Final = (
     "Options(provider_options={'local': {'response_format': {'type': 'json_object'}}})."
 )
 _CACHED_CONTENT: Final = re.compile(r"cached_?content", re.IGNORECASE)
-_LOST_CACHE_HINT: Final = "The cache no longer exists, or belongs to another key: make one with create_cache."
+_LOST_CACHE_HINT: Final = "The cache no longer exists, or belongs to another key: create one with create_cache."
 
 
 def as_api_error(error: Exception, config: Config, phase: str) -> PolluxError:
@@ -90,7 +90,7 @@ def _refusal(
     fallback: str = "",
     is_billed: bool = False,
 ) -> APIError:
-    """Return the APIError for a provider's error object, whatever HTTP status it came under."""
+    """Return the APIError for a provider's error object, under any HTTP status."""
     message, codes = _message_and_codes(body)
     no_schema = config.provider == "local" and phase == "generate" and _NO_SCHEMA.search(message) is not None
     message = redact(message or fallback or "no reason given", config)
@@ -102,7 +102,7 @@ def _refusal(
         status in _RETRYABLE_STATUSES and category not in {"auth", "context_overflow"} and not codes & _OUT_OF_FUNDS
     )
     if phase == "batch_cancel" and status == 409:  # noqa: PLR2004
-        retryable = False  # it has ended
+        retryable = False  # the batch has ended
     kind = RateLimitError if category == "rate_limit" else CacheError if lost_cache else _kind(phase)
     return kind(
         f"{config.provider} answered {status}: {message}",
@@ -115,21 +115,21 @@ def _refusal(
         status_code=status,
         retry_after_s=retry_after,
         error_category=category,
-        # A gateway may have given up on a provider that went on: only a 4xx proves that nothing was stored or billed.
+        # A gateway may time out while the provider continues: only a 4xx proves that nothing was stored or billed.
         outcome_unknown=(phase in _STORING_PHASES and not 400 <= status < 500)  # noqa: PLR2004 (HTTP's own range)
         or (phase in _BILLED_PHASES and (is_billed or status in _GATEWAY_STATUSES)),
     )
 
 
 def may_pass(status: int | None, code: str | None = None) -> bool | None:
-    """Return whether a request refused with this status may succeed later; None if the status is no HTTP error."""
+    """Return whether a request refused with this status may succeed later; None if it is not an HTTP error."""
     if status is None or not 400 <= status <= 599:  # noqa: PLR2004 (HTTP's own range)
         return None
     return (status in _RETRYABLE_STATUSES or status >= 500) and code not in _OUT_OF_FUNDS  # noqa: PLR2004
 
 
 def _unreadable(config: Config, phase: str, what: str) -> APIError:
-    """Return the error for an answer that came, and was probably billed, but cannot be read."""
+    """Return the error for an answer that arrived, and was probably billed, but cannot be read."""
     return _kind(phase)(
         f"{config.provider} sent an answer that cannot be read: {redact(what, config)}",
         hint="If it happens again, the address may not belong to this provider's API: check base_url.",
@@ -141,15 +141,15 @@ def _unreadable(config: Config, phase: str, what: str) -> APIError:
 def _body_error(config: Config, phase: str, why: BodyError) -> APIError:
     return _kind(phase)(
         f"The answer of {config.provider} was not read to its end: {why}.",
-        hint="No provider answers like that: check base_url, and any proxy between this machine and the provider.",
+        hint="No provider sends such answers: check base_url, and any proxy between this machine and the provider.",
         retryable=False,
         outcome_unknown=phase not in _FREE_PHASES,
     )
 
 
 def redact(text: str, config: Config) -> str:
-    """Return the text without secrets that were echoed in it, shortened for people to read."""
-    text = shown_in(Redactor(config).message(text))
+    """Return the text without echoed secrets, shortened for people to read."""
+    text = redact_text(Redactor(config).message(text))
     return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
 
 
@@ -164,7 +164,7 @@ def _no_response(error: Exception, config: Config, phase: str) -> APIError:
             f"{config.provider} could not be called: {type(error).__name__}: {redact(str(error), config)}",
             hint="This looks like a bug in pollux_flows or in the SDK; please report it.",
             retryable=False,
-            # The error may have happened after a batch had arrived.
+            # The error may have occurred after the provider had received a batch.
             outcome_unknown=network is None and phase == "batch_submit",
         )
     sent = not isinstance(network, _NEVER_SENT)
@@ -248,7 +248,7 @@ def _as_json(value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
     except RecursionError:
-        return "an error nested without end"
+        return "an error that is nested too deeply"
 
 
 def _category(status: int, message: str, codes: set[str]) -> ErrorCategory | None:
@@ -263,7 +263,7 @@ def _category(status: int, message: str, codes: set[str]) -> ErrorCategory | Non
 
 def _hint(config: Config, phase: str, status: int, category: ErrorCategory | None, codes: set[str]) -> str:
     if codes & _OUT_OF_FUNDS or status == 402:  # noqa: PLR2004
-        return "The account is out of funds or over its quota; waiting does not help, paying does."
+        return "The account is out of funds or over its quota: add funds or raise the quota; waiting does not help."
     if category == "auth":
         variable = KEY_VARIABLES.get(config.provider)
         if variable is None:
@@ -280,7 +280,7 @@ def _hint(config: Config, phase: str, status: int, category: ErrorCategory | Non
     if status in _RETRYABLE_STATUSES:
         return "The provider has a temporary problem; try again later."
     if status < 400:  # noqa: PLR2004
-        return "This is not an answer of a provider's API, and redirects are not followed: check base_url."
+        return "This is not a response of a provider's API, and redirects are not followed: check base_url."
     return "The provider refused this request; its message above says what to change."
 
 
@@ -296,7 +296,7 @@ def _not_found_hint(config: Config, phase: str) -> str:
 
 
 def _retry_after(headers: Mapping[str, str], body: Any) -> float | None:
-    """Return the seconds to wait that the provider asks for, from its headers or its error object."""
+    """Return the seconds to wait that the provider requests, from its headers or its error object."""
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000
     if value := headers.get("retry-after"):
@@ -322,7 +322,7 @@ def _seconds_until(date: str) -> float | None:
 
 
 def _number(value: Any) -> float | None:
-    """Return a duration as a number; None if it is no number, infinite or negative."""
+    """Return a duration as a number; None if it is not a number, infinite or negative."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

@@ -1,6 +1,6 @@
-"""HTTP clients of all adapters: those of the SDKs and our own two.
+"""HTTP clients of all adapters, those of the SDKs and our own two.
 
-They use httpx2: in httpx's pool, the work of each request grows with the square of the number of connections.
+They use httpx2, as in httpx's pool the work of each request grows with the square of the number of connections.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.Asyn
     # A server on this machine is never behind a proxy.
     may_have_proxy = not _on_this_machine(address(config, default_url))
 
-    async def note_limits(response: httpx2.Response) -> None:
+    async def record_limits(response: httpx2.Response) -> None:
         if response.request.method == "POST":  # reads and deletes have quotas of their own
             limiter.used_up(used_up_for(response.headers))
 
@@ -50,19 +50,19 @@ def sdk_client(config: Config, default_url: str, **settings: Any) -> httpx2.Asyn
         client = httpx2.AsyncClient(
             transport=transport,
             verify=tls(),
-            # Read and write are bounded by the deadline around the whole call; the pool by request_concurrency.
+            # Read and write are limited by the deadline around the entire call; the pool by request_concurrency.
             timeout=httpx2.Timeout(None, connect=_CONNECT_S),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=config.request_concurrency),
             # A redirect could send the key to another host.
             follow_redirects=False,
             trust_env=may_have_proxy,
-            event_hooks={"response": [note_limits, body.bound]},
+            event_hooks={"response": [record_limits, body.limit_body]},
             **settings,
         )
     except (ImportError, ValueError) as error:
         raise ConfigurationError(
-            f"The proxy that the environment names cannot be used: {error}",
-            hint="Correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, or except the provider's host in NO_PROXY.",
+            f"The proxy of the environment cannot be used: {error}",
+            hint="Correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, or add the provider's host to NO_PROXY.",
         ) from None
     client.headers["accept-encoding"] = body.ACCEPTED
     return client
@@ -75,7 +75,7 @@ def own_client(config: Config, default_url: str) -> httpx2.AsyncClient:
 
 
 def idle_client() -> httpx2.Client:
-    """Return a client for the unused half of an SDK, which would else build one from the environment."""
+    """Return a client for the unused half of an SDK, which would otherwise build one from the environment."""
     import httpx2
 
     return httpx2.Client(verify=tls(), trust_env=False)
@@ -95,7 +95,7 @@ def key(config: Config) -> str:
 
 @cache
 def tls() -> ssl.SSLContext:
-    """Return the TLS context of this process; reading the certificates takes 15 ms."""
+    """Return the TLS context of this process, which is cached, as reading the certificates takes 15 ms."""
     import httpx2
 
     return httpx2.create_ssl_context()

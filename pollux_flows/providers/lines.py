@@ -1,4 +1,4 @@
-"""Lines of JSON: writes the rows of a batch, and stores and reads its results."""
+"""Lines of JSON: write the rows of a batch, and store and read its results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def line(row: dict[str, Any]) -> bytes:
 
 
 def read(text: bytes) -> dict[str, Any]:
-    """Parse a line; raise a ValueError if it is no JSON object."""
+    """Parse a line. Raises a ValueError if it is not a JSON object."""
     if len(text) > SMALL_ANSWER and count_values(text) > MOST_VALUES:
         raise ValueError(f"a line of the results has more than {MOST_VALUES:,} values")
     try:
@@ -24,14 +24,14 @@ def read(text: bytes) -> dict[str, Any]:
     except RecursionError:
         row = None
     if not isinstance(row, dict):
-        raise ValueError("a line of the results is no JSON object")  # noqa: TRY004 (the error of no JSON at all, too)
+        raise ValueError("a line of the results is not a JSON object")  # noqa: TRY004 (as for invalid JSON)
     return row
 
 
 class Lines:
     """A writer of downloaded results, which ends each file with a line break.
 
-    A line that is longer than any answer is cut, and is then unreadable; the others are unaffected.
+    A line that is longer than any answer is cut, which makes it unreadable; other lines are not affected.
     """
 
     def __init__(self, into: IO[bytes]) -> None:

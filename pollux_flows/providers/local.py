@@ -1,4 +1,4 @@
-"""Local servers that are compatible with OpenAI's chat completions: text in, text or JSON out."""
+"""Local servers that are compatible with OpenAI's chat completions. They accept only text."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pollux_flows.config import Config
 from pollux_flows.providers import chat, http
-from pollux_flows.providers.base import Call, PriorTurn, merged
-from pollux_flows.providers.material import Delivery, refused
+from pollux_flows.providers.base import Call, PriorTurn, merge_raw_options
+from pollux_flows.providers.material import Delivery, refusal
 from pollux_flows.result import Answer
 from pollux_flows.source import Source
 
@@ -28,11 +28,11 @@ def request(call: Call) -> dict[str, Any]:
     """Build the request's body."""
     body = chat.body(call, [{"role": entry.turn.role, "content": _text(entry)} for entry in call.turns])
     fields = {name: value for name, value in body.items() if value is not None}
-    return merged(fields, (call.options.provider_options or {}).get("local", {}))
+    return merge_raw_options(fields, (call.options.provider_options or {}).get("local", {}))
 
 
 def _text(entry: PriorTurn) -> str:
-    """Return a turn as one text: many local servers take only a plain string for sources and prompt."""
+    """Return a turn as one text, as many local servers accept only a plain string for sources and prompt."""
     if entry.turn.role != "user":
         return entry.turn.content
     texts = [material.text or "" for material in entry.materials]
@@ -40,8 +40,8 @@ def _text(entry: PriorTurn) -> str:
 
 
 def delivery(source: Source, mime_type: str, size_bytes: int | None) -> Delivery:
-    """Return the delivery of a source; raise if it is not text."""
+    """Return the delivery of a source. Raises if it is not text."""
     del size_bytes
     if source.source_type not in {"text", "json"}:
-        raise refused("A local server", source, mime_type, "Pass its text with Source.from_text.")
+        raise refusal("A local server", source, mime_type, "Pass its text with Source.from_text.")
     return "text"

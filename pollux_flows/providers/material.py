@@ -41,22 +41,22 @@ class Material:
 
     @property
     def uploaded(self) -> Uploaded:
-        """Return the uploaded file, or raise an InternalError."""
+        """Return the uploaded file. Raises an InternalError if there is none."""
         if self.file is None:
             raise InternalError(f"The {self.source.source_type} source {self.name!r} was not uploaded.")
         return self.file
 
 
 class InputsModule(Protocol):
-    """The interface of `inputs.py`: chooses the delivery of a source, or raises if the provider takes none."""
+    """The interface of `inputs.py`, which chooses the delivery of a source. Raises if the provider does not take it."""
 
     def delivery(self, source: Source, mime_type: str, size_bytes: int | None, /) -> Delivery: ...
 
 
-def refused(provider: str, source: Source, mime_type: str, hint: str) -> ConfigurationError:
-    """Return the error for a kind of source that this provider does not take."""
+def refusal(provider: str, source: Source, mime_type: str, hint: str) -> ConfigurationError:
+    """Return the error for a kind of source that this provider does not accept."""
     kind = {"file": "file", "youtube": "YouTube video"}.get(source.source_type, "address")
-    return ConfigurationError(f"{provider} takes no {mime_type} {kind} ({source.identifier}).", hint=hint)
+    return ConfigurationError(f"{provider} accepts no {mime_type} {kind} ({source.identifier}).", hint=hint)
 
 
 def check_size(provider: str, source: Source, size_bytes: int | None, limit: int, way_out: str) -> None:
@@ -71,4 +71,4 @@ def check_web(provider: str, source: Source, mime_type: str, schemes: tuple[str,
     """Raise if the source's address has a scheme that the provider does not open."""
     if urlsplit(str(source.uri)).scheme not in schemes:
         hint = f"Pass an {' or '.join(schemes)} address, or the file itself with Source.from_file."
-        raise refused(provider, source, mime_type, hint)
+        raise refusal(provider, source, mime_type, hint)

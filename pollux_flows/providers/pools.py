@@ -1,7 +1,7 @@
-"""Connection pools: a transport that spreads a client's connections over several small pools.
+"""Connection pools: a transport that distributes a client's connections over several small pools.
 
-At each request httpcore scans all connections of its pool, and polls the sockets of the idle ones. With fifty in one
-pool that is a sixth of all the work of a call.
+For each request, httpcore scans all connections of its pool, and polls the sockets of the idle ones. With fifty in one
+pool, this is a sixth of all the work of a call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CONNECTIONS: Final = 8  # in a pool
 
 
 class Pools(httpx2.AsyncBaseTransport):
-    """A transport that sends each request through the pool with the fewest under way."""
+    """A transport that sends each request through the pool with the fewest requests in flight."""
 
     def __init__(self, connections: int, verify: ssl.SSLContext) -> None:
         self._pools = [_Pool(verify) for _ in range(ceil(connections / _CONNECTIONS))]
@@ -50,7 +50,7 @@ class _Pool:
 
 
 class _Body(httpx2.AsyncByteStream):
-    """The body of a response, whose request is under way until it is closed."""
+    """The body of a response, whose request is in flight until it is closed."""
 
     def __init__(self, stream: httpx2.AsyncByteStream, pool: _Pool) -> None:
         self._stream, self._pool = stream, pool

@@ -66,7 +66,7 @@ class Redactor:
             row = lines.read(line)
             redacted = self._redact(row)
             return line if redacted is row else lines.line(redacted)
-        except ValueError:  # no JSON, so no escapes either
+        except ValueError:  # not JSON, so without escapes
             return line.replace(self._key.encode(), _REDACTED.encode())
 
     def _redact(self, value: Any) -> Any:

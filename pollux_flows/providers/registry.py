@@ -1,8 +1,8 @@
-"""The registry: one record for each provider, with None for what it lacks.
+"""The registry: one record for each provider, with None for capabilities that it lacks.
 
 A provider is a folder of modules, not a class: `generate.py` opens a connection and makes calls, `inputs.py` writes
-sources and the messages of a conversation. The folder has no file for what the provider lacks; the local provider is
-one file. The type checker compares each module with its protocol here.
+sources and the messages of a conversation. The folder has no file for a capability that the provider lacks; the local
+provider is one file. The type checker compares each module with its protocol here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Provider:
     caches: CacheModule | None = None
     batches: BatchModule | None = None
     models: ModelsModule | None = None
-    """The check against a catalogue of models, where the provider has one."""
+    """The check against a catalogue of models, if the provider has one."""
     tokens: TokensModule | None = None
     """The provider's own counter of tokens."""
 

@@ -27,7 +27,7 @@ T = TypeVar("T")
 _HOUSEKEEPING_S: Final = 10.0
 # An account with very many files takes very many pages.
 _LISTING_S: Final = 300.0
-# Without a count, the length of a text is good enough.
+# Without a count, an estimate uses the length of the text.
 _COUNTING_S: Final = 60.0
 
 
@@ -42,16 +42,16 @@ class Session:
     uploads: UploadThreads
 
     async def check(self, call: Call) -> None:
-        """Raise, before anything is paid for, if the finished request or the provider's catalogue shows a problem."""
+        """Check the finished request, and the provider's catalogue of models, before anything is paid for."""
         self.provider.generate.request(call)
         if self.provider.models is not None:
             await self.ask("metadata", self.provider.models.check(self.client, call))
 
     async def generate(self, call: Call) -> Answer:
-        """Make one call; the caller holds the slot."""
-        with self.slot.asking() as asking:
+        """Make one call. The caller must have the slot."""
+        with self.slot.report_outcome() as reporter:
             answer = await self.ask("generate", self.provider.generate.generate(self.client, call))
-            asking.tokens = answer.usage.get("total_tokens")
+            reporter.tokens = answer.usage.get("total_tokens")
         return answer
 
     async def count_tokens(self, call: Call) -> TokenCount:
@@ -71,11 +71,11 @@ class Session:
         return await self._has_file(self.files.check(self.client, file_id))
 
     async def delete_file(self, file_id: str) -> None:
-        """Delete a file; one that no longer exists counts as deleted."""
+        """Delete a file. A file that no longer exists counts as deleted."""
         await self._has_file(self.files.delete(self.client, file_id))
 
     async def find_files(self, markers: Collection[str]) -> dict[str, list[str]]:
-        """Return for each marker the ids of the provider's files whose name contains it, from one listing."""
+        """Return for each marker the ids of the provider's files whose name contains it, from one list."""
         return await self._in_time(_LISTING_S, self._find_files(markers))
 
     async def submit_batch(self, tag: str, rows: Rows, file_id: str | None = None) -> Batch:
@@ -96,7 +96,7 @@ class Session:
         await self.ask("batch_cancel", self.batches.cancel(self.client, batch_id))
 
     async def download_batch(self, batch: Batch, into: IO[bytes]) -> None:
-        """Write the results of a batch, one a line. After an error, the written part must be discarded."""
+        """Write the results of a batch, one per line. After an error, the written part must be discarded."""
         from pollux_flows.providers import body  # imports the HTTP library
 
         results = cast(IO[bytes], self.redactor.results(into, self.batches.result))
@@ -122,7 +122,7 @@ class Session:
         return True
 
     async def _in_time(self, seconds: float, answer: Awaitable[T], phase: str = "upload") -> T:
-        """Return the answer to a quick request; raise an APIError if it takes longer than `seconds`."""
+        """Return the answer to a quick request. Raises an APIError if it takes longer than `seconds`."""
         try:
             async with asyncio.timeout(seconds):
                 return await self.ask(phase, answer)
@@ -151,7 +151,7 @@ class Session:
         return Redactor(self.config)
 
     async def ask(self, phase: str, answer: Awaitable[T]) -> T:
-        """Await the answer, and turn any error into one of ours; the key is removed from both."""
+        """Await a response, and turn any error into a PolluxError. The key is removed from both."""
         from pollux_flows.providers import errors  # imports the HTTP library
 
         try:
@@ -161,16 +161,15 @@ class Session:
             if isinstance(error, APIError):
                 error.provider, error.phase = error.provider or self.config.provider, error.phase or phase
             raise
-        except Exception as error:  # noqa: BLE001 (an SDK may throw anything; it must not cost the other calls)
+        except Exception as error:  # noqa: BLE001 (an SDK may raise anything, which must not cost other calls)
             failure = errors.as_api_error(error, self.config, phase)
-        # Raised outside the handler: a provider's own error holds the request, with the key, and must not even be the
-        # context.
+        # Raised outside the handler, as the SDK's error holds the request with the key, and must not be the context.
         raise failure
 
     def _require(self, module: T | None) -> T:
-        """Return the module; raise if the provider lacks it, which `capabilities.check` refuses before."""
+        """Return the module. Raises if the provider lacks it, which `capabilities.check` refuses earlier."""
         if module is None:
-            raise InternalError(f"{self.config.provider} was asked for something that it cannot do.")
+            raise InternalError(f"{self.config.provider} lacks this capability.")
         return module
 
 

@@ -1,4 +1,4 @@
-"""Tokens: the interface of a provider's `tokens.py`, which counts those of a request. Nothing is generated."""
+"""Tokens: the interface of a provider's `tokens.py`, which counts the tokens of a request. Nothing is generated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class TokenCount:
 
     input_tokens: int
     cached_tokens: int = 0
-    """Those of them that are read from the cache which the request names."""
+    """The input tokens that are read from the cache of the request."""
 
 
 class TokensModule(Protocol):
@@ -25,7 +25,7 @@ class TokensModule(Protocol):
 
 
 async def ask_counter(client: Any, path: str, body: Mapping[str, Any]) -> TokenCount:
-    """Return the count that a provider sends back for a request, through its SDK's client."""
+    """Have a provider count the tokens of a request, through its SDK's client."""
     import httpx2
 
     response = await client.post(path, body=body, cast_to=httpx2.Response)
@@ -33,7 +33,7 @@ async def ask_counter(client: Any, path: str, body: Mapping[str, Any]) -> TokenC
 
 
 def read_count(response: Any, name: str) -> int:
-    """Return the count under that name in a response; raise an UpstreamError if it has none."""
+    """Return the count under that name in a response. Raises an UpstreamError if it has none."""
     count = response.get(name) if isinstance(response, dict) else None
     if type(count) is not int or count < 0:
         raise UpstreamError.found_in(response)

@@ -1,7 +1,7 @@
-"""Uploads: sends files to a provider, each on a thread and an event loop of its own.
+"""Uploads: send files to a provider, each on a thread and an event loop of its own.
 
-The SDKs read the files to upload with blocking calls, and google-genai sleeps in one between attempts: on the
-event loop of the run, a large file, or one whose storage is slow, would stop every other call.
+The SDKs read the files to upload with blocking calls, and google-genai sleeps in one between attempts. On the event
+loop of the run, a large file, or one with a slow storage, would block every other call.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pollux_flows.providers.base import GenerateModule
 from pollux_flows.state.upload import Uploaded
 
 T = TypeVar("T")
-# The time that a finished run waits for uploads that do not react to being cancelled.
+# The time that a finished run waits for uploads that do not react to cancellation.
 _PATIENCE_S: Final = 3.0
 _log: Final = logging.getLogger("pollux_flows")
 
@@ -32,7 +32,7 @@ Purpose = Literal["source", "batch"]
 
 @dataclass(frozen=True)
 class FileToSend:
-    """A file to upload. It can be found by its name if all other records of the upload were lost."""
+    """A file to upload, which can be found by its name if the reply is lost."""
 
     name: str
     mime_type: str
@@ -63,7 +63,7 @@ class FilesModule(Protocol):
 
 
 class UploadThreads:
-    """The upload threads of a run: as many as it has concurrent uploads, started when needed and ended with the run."""
+    """The upload threads of a run, one for each concurrent upload, started when needed and ended with the run."""
 
     def __init__(self, config: Config, client: GenerateModule) -> None:
         self._config, self._client = config, client
@@ -76,7 +76,7 @@ class UploadThreads:
             thread = self._idle.pop()
         else:
             self._threads.append(thread := _UploadThread(self._config, self._client))
-        # A thread that hangs is not reused: it is idle again when the operation has really ended.
+        # A thread that hangs is not reused: it is idle again only once the operation has actually ended.
         return await asyncio.wrap_future(thread.begin(operation, lambda: self._idle.append(thread)))
 
     async def close(self) -> None:
@@ -95,7 +95,7 @@ class UploadThreads:
 
 
 class _UploadThread(threading.Thread):
-    """A daemon thread with an event loop and a client, for one upload after the other."""
+    """A daemon thread with an event loop and a client, which runs one upload at a time."""
 
     def __init__(self, config: Config, client: GenerateModule) -> None:
         super().__init__(name="pollux-upload", daemon=True)

@@ -1,1 +1,1 @@
-"""One rate limiter for each account, which adapts to what the provider reports."""
+"""Rate limiting: one limiter for each account, which adapts to the provider's responses."""

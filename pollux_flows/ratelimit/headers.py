@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-# As Go writes durations: 120ms, 1s, 7.66s, 6m0s, 1h2m3s.
+# Durations in the format of Go: 120ms, 1s, 7.66s, 6m0s, 1h2m3s.
 _DURATION: Final = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 _IN_SECONDS: Final = (86_400.0, 3_600.0, 60.0, 1.0, 0.001)
 
 
 def used_up_for(headers: Mapping[str, str]) -> float:
-    """Return the seconds until there is quota again; 0 if there is some, or if the headers do not say."""
+    """Return the seconds until there is quota again; 0 if some is left, or if the headers do not say."""
     return max([*_openai(headers), *_anthropic(headers)], default=0.0)
 
 
@@ -40,7 +40,7 @@ def _duration(text: str) -> float:
 
 
 def _until(moment: str, date: str) -> float:
-    """Return the seconds until a moment, by the provider's clock if it sends its date: ours may be minutes off."""
+    """Return the seconds until a moment, by the provider's clock if it sends its date, as ours may be minutes off."""
     try:
         reset = datetime.fromisoformat(moment)
         now = parsedate_to_datetime(date) if date else datetime.now(UTC)

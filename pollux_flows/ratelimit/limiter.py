@@ -1,6 +1,6 @@
 """Rate limiting: one limiter for each account in a process, which adapts to the provider's responses.
 
-All sessions of the account share it, in whatever threads and event loops they are.
+All sessions of the account share it, across threads and event loops.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ class Slot:
         self._limiter.release()
         self._room.release()
 
-    def asking(self) -> Asking:
+    def report_outcome(self) -> OutcomeReporter:
         """Return a context manager to enter around a request, while holding the slot."""
-        return Asking(self._limiter)
+        return OutcomeReporter(self._limiter)
 
 
-class Asking:
+class OutcomeReporter:
     """A context manager around one request, which reports its outcome to the limiter."""
 
     tokens: int | None = None  # the tokens of the answer, if reported
@@ -107,7 +107,7 @@ class Limiter:
 
     @property
     def idle(self) -> bool:
-        """Return whether it has no sessions and all it has learned is out of date."""
+        """Return whether the limiter has no sessions, and its state is out of date."""
         return self._pace.unused and self._clock() - self._left_at > WINDOW_S
 
     def join(self, demand: Demand) -> None:
@@ -163,12 +163,12 @@ class Limiter:
                 self._pace.answered(now, tokens)
             elif isinstance(error, APIError) and error.retryable and error.status_code in _OVERLOAD_STATUSES:
                 self._pace.refused(now, round_, error.retry_after_s)
-            else:  # a refusal of another kind, or an unknown outcome
+            else:  # an error that is unrelated to limits, or an unknown outcome
                 unknown = error.outcome_unknown if isinstance(error, APIError) else not isinstance(error, PolluxError)
                 self._pace.failed(now, maybe_done=unknown)
 
     def used_up(self, for_s: float) -> None:
-        """Record that the account's quota is used up, and for how long."""
+        """Record that the account's quota is used up for so long."""
         with self._lock:
             self._pace.used_up(self._clock(), for_s)
 
@@ -218,7 +218,7 @@ class _Waiter:
 
 
 def _after(seconds: float, ring: Callable[[], None]) -> None:
-    """Call `ring` after a delay, on a thread: any of the waiters' event loops may be closed before then."""
+    """Call `ring` after a delay, on a thread, as the event loop of any waiter may be closed by then."""
     timer = threading.Timer(seconds, ring)
     timer.daemon = True
     timer.start()

@@ -7,14 +7,14 @@ from collections import Counter, deque
 from typing import Final, NamedTuple
 
 WINDOW_S: Final = 60.0
-# An upper bound on the provider's Retry-After, which may be wrong: another attempt costs next to nothing.
+# An upper bound on the provider's Retry-After, which may be wrong; another attempt costs very little.
 LONGEST_PAUSE_S: Final = 60.0
-# After so many pauses in a row without an answer, calls fail instead of waiting.
+# After this many pauses in a row without an answer, calls fail instead of waiting.
 MOST_PAUSES: Final = 3
 
 
 class Demand(NamedTuple):
-    """The limits that a session asks for."""
+    """The limits that a session requests."""
 
     concurrency: int
     requests_per_minute: int | None = None
@@ -88,7 +88,7 @@ class Pace:
             self._spend(now, None)
 
     def used_up(self, now: float, for_s: float) -> None:
-        """Record that the quota is used up, and for how long."""
+        """Record that the quota is used up for so long."""
         self._used_up.begin(now, now + for_s)
 
     def opens_at(self, now: float, held: int) -> float:
@@ -139,11 +139,11 @@ class _Concurrency:
         return int(min(self._learned, self.ceiling))
 
     def more(self) -> None:
-        """Raise the limit by one a round: a round is as many answers as there are concurrent calls."""
+        """Raise the limit by one per round. A round is as many answers as there are concurrent calls."""
         self._learned = self._learned + 1 / self._learned if self._learned < self.ceiling else math.inf
 
     def less(self, round_: int) -> None:
-        """Halve the limit, once a round: requests sent before the last cut do not count."""
+        """Halve the limit, once per round: refusals of requests that were sent before the last cut do not count."""
         if round_ == self.round:
             self._learned = max(1.0, min(self._learned, self.ceiling) / 2)
             self.round += 1
@@ -169,7 +169,7 @@ class _Refusals:
 
 
 class _Pause:
-    """A time in which nothing new begins."""
+    """A time in which no request starts."""
 
     def __init__(self) -> None:
         self.until = -math.inf

@@ -1,1 +1,1 @@
-"""JSON Schemas: checked, written in the providers' dialects, and used to validate answers."""
+"""JSON Schemas: check them, write them in the providers' dialects, and validate answers."""

@@ -1,8 +1,8 @@
 """Conformance: checks answers against their schemas, in time linear in the answer's length.
 
-An answer is written by a model, and may have been steered by the author of a source. Checked naively, a recursive union
-tries every combination of its branches (ten levels of three took a minute), and a pattern may backtrack for ever. Here
-each value is checked against each `$ref` once, and patterns run under a deadline.
+An answer is written by a model, which the author of a source may have manipulated. A naive check tries every
+combination of the branches of a recursive union (ten levels of three took a minute), and a pattern may backtrack
+endlessly. Here each value is checked against each `$ref` once, and patterns run under a deadline.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 Keyword: TypeAlias = "Callable[[Any, Any, Any, Any], Iterator[ValidationError]]"
 
-# Formats that are cheap to check and that all validators agree on. `date-time` is not among them:
-# RFC 3339 wants an offset, Pydantic does not, and an answer that was paid for is not discarded over that.
+# Formats that are cheap to check and that all validators agree on. `date-time` is not among them: RFC 3339 requires an
+# offset, Pydantic does not, and a paid answer is not discarded because of that.
 _CHECKED_FORMATS: Final = ("date", "email", "ipv4", "ipv6", "uuid")
 _REFERENCES: Final = ("$ref", "$dynamicRef", "$recursiveRef")
 _UNIONS: Final = ("anyOf", "oneOf")
 _LONGEST_QUOTE: Final = 300
-# More faults are of no use to a reader, and an answer may have a million.
+# More faults do not help a reader, and an answer may have a million.
 _MOST_FAULTS: Final = 20
 
 
 class Conformance:
-    """Validates answers against one schema. Not thread-safe: it caches its findings about the current answer."""
+    """Validates answers against one schema. Not thread-safe, as it caches its findings about the current answer."""
 
     def __init__(self, schema: Schema, *, limit_s: float = 30.0) -> None:
         self._schema = schema
@@ -58,7 +58,7 @@ class Conformance:
         return [describe(self._pick(error)) for error in islice(self._fault_finder.iter_errors(value), _MOST_FAULTS)]
 
     def without_invented_nulls(self, value: Any) -> Any:
-        """Return the answer without the nulls that only the wire form of the schema allowed.
+        """Return the answer without nulls that only the wire form of the schema allows.
 
         OpenAI's strict mode has no optional properties, so `for_openai` makes them nullable. A null is removed if its
         property is optional in the schema and may not be null there; every other null stays.
@@ -74,14 +74,14 @@ class Conformance:
     def _begin(self) -> None:
         self._deadline = time.monotonic() + self._limit_s
         self._cleaned.clear()
-        for reading in (self._fits, *(self._closed if "_closed" in vars(self) else ())):
+        for reading in (self._fits, *(self._closed_readings if "_closed_readings" in vars(self) else ())):
             reading.forget()
 
     def _search(self, pattern: str, text: str) -> bool:
         left = max(self._deadline - time.monotonic(), 0.001)
         try:
             # With `concurrent`, the search releases the GIL.
-            return _compiled(pattern).search(text, timeout=left, concurrent=True) is not None
+            return _compile_pattern(pattern).search(text, timeout=left, concurrent=True) is not None
         except TimeoutError:
             problem = f"the pattern {_shorten(pattern)} was not done with {_shorten(repr(text))} in {self._limit_s:g} s"
             raise TimeoutError(problem) from None
@@ -114,7 +114,7 @@ class Conformance:
         return _make(self._schema, own, follow, _CHECKED_FORMATS)
 
     def _pick(self, error: ValidationError) -> ValidationError:
-        """Return a fault from the union's most likely branch: "not valid under any of …" alone helps no reader."""
+        """Return a fault of the union's most likely branch, as "not valid under any of …" does not help a reader."""
         while error.validator in _UNIONS:
             faults = [
                 list(islice(self._fault_finder.descend(error.instance, branch), _MOST_FAULTS))
@@ -130,8 +130,8 @@ class Conformance:
     # --- Invented nulls -----------------------------------------------------------------------------------
 
     @cached_property
-    def _closed(self) -> list[_Reading]:
-        """Two readings with closed objects, as on the wire: the schema as it is, and with invented nulls."""
+    def _closed_readings(self) -> list[_Reading]:
+        """Two readings with closed objects, as on the wire: of the schema itself, and with invented nulls."""
         return [_Reading(self._schema, self._search, closed=True, nulls=nulls) for nulls in (False, True)]
 
     @cached_property
@@ -144,7 +144,7 @@ class Conformance:
             return value
         key = (id(value), id(schema))
         if key not in self._cleaned:
-            # With the value, so that its id is not reused.
+            # Stored with the value, so that its id is not reused.
             self._cleaned[key] = (value, self._clean_in_place(value, schema))
         return self._cleaned[key][1]
 
@@ -182,8 +182,8 @@ class Conformance:
         return self._forbidden[key]
 
     def _choose_branch(self, value: Any, branches: list[Any]) -> Any:
-        """Return the first branch that accepts the value as it is, else the first with invented nulls."""
-        for reading in self._closed:
+        """Return the first branch that accepts the value unchanged, or else the first that does with invented nulls."""
+        for reading in self._closed_readings:
             for branch in branches:
                 if reading.is_valid(value, branch):
                     return branch
@@ -215,7 +215,7 @@ class _Reading:
         nulls: bool = False,
         formats: tuple[str, ...] = (),
     ) -> None:
-        # With the value, so that its id is not reused.
+        # Stored with the value, so that its id is not reused.
         self._found: dict[tuple[str, str, int], tuple[Any, bool]] = {}
         own = _SafeKeywords(search).table()
         if closed:
@@ -248,7 +248,7 @@ def _make(
     follow: Callable[[str, Keyword], Keyword],
     formats: tuple[str, ...],
 ) -> Any:
-    """Return a validator of the schema's draft, with keywords of our own and `follow` around its references."""
+    """Return a validator of the schema's draft, with our own keywords and `follow` around its references."""
     from jsonschema import FormatChecker
     from jsonschema.validators import extend
 
@@ -327,7 +327,7 @@ def _closed_properties(*, with_nulls: bool) -> Keyword:
 
 
 @lru_cache(maxsize=256)
-def _compiled(pattern: str) -> Any:
+def _compile_pattern(pattern: str) -> Any:
     import regex  # unlike `re`, it takes a timeout
 
     return regex.compile(pattern)
@@ -361,7 +361,7 @@ def _hashable(value: Any) -> Any:
 
 def _item_schema(schema: Schema, index: int) -> Any:
     items = schema.get("items", True)
-    # Before 2020-12 a list under `items` was what `prefixItems` is now.
+    # Before 2020-12, a list under `items` had the meaning of `prefixItems`.
     first, rest = (items, schema.get("additionalItems", True)) if isinstance(items, list) else ([], items)
     first = schema.get("prefixItems", first)
     return first[index] if index < len(first) else rest
@@ -377,7 +377,7 @@ def _members(value: Any, schema: Schema) -> Iterator[tuple[Any, Any]]:
 
 
 def _branches_to_try(value: Any, schema: Schema) -> list[Any]:
-    """Return the branches of a `oneOf` to try: only one where a discriminator names it."""
+    """Return the branches of a `oneOf` to try; only one if a discriminator names it."""
     branches: list[Any] = schema.get("oneOf", [])
     discriminator = schema.get("discriminator")
     if not isinstance(discriminator, dict) or not isinstance(value, dict):

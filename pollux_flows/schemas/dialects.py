@@ -1,9 +1,9 @@
-"""Answer schemas in the form that each provider takes.
+"""Dialects: write answer schemas in the form that each provider accepts.
 
 Every provider supports its own subset of JSON Schema. The functions below rewrite a schema into that subset if it
-can express the same thing. If it cannot, they return `strict=False` with the schema unchanged: an answer that has to
-be checked afterwards is better than a provider that was asked for something else.
-They never change their argument, and expect one that `validation.check` has passed.
+can express the same constraints. If it cannot, they return `strict=False` with the schema unchanged: an answer that has
+to be checked afterwards is better than a request with a different schema.
+They never change their argument, which `validation.check` must have accepted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class WireSchema:
 
 
 def _once(write: Callable[[Schema], WireSchema]) -> Callable[[Schema], WireSchema]:
-    """Cache the written schemas and return copies of them: a batch asks for the same one with every row."""
+    """Cache the written schemas and return copies of them, as a batch needs the same one for every row."""
     written = lru_cache(maxsize=64)(lambda text: write(json.loads(text)))
 
     @wraps(write)
@@ -44,7 +44,7 @@ def for_openai(schema: Schema) -> WireSchema:
     """Write a schema for OpenAI, OpenRouter, local servers, and their tools; `without_invented_nulls` undoes it.
 
     Strict mode closes every object and requires every property, so an optional property becomes nullable.
-    Bounds that it does not know move into the description. Not strict: a root that is no object, and schemas that
+    Bounds that it does not know move into the description. Not strict: a root that is not an object, and schemas that
     strict mode cannot express (maps, tuples, `Any`, conditions, an `allOf` whose parts overlap).
     """
     try:
@@ -72,7 +72,7 @@ def for_anthropic(schema: Schema) -> WireSchema:
 
 @_once
 def for_gemini(schema: Schema) -> WireSchema:
-    """Write a schema for Gemini's `response_json_schema`, which takes only `$...` keywords beside a `$ref`."""
+    """Write a schema for Gemini's `response_json_schema`, which accepts only `$...` keywords beside a `$ref`."""
     references = References(schema)
     recursive = references.recursive()
 
@@ -89,8 +89,8 @@ def for_gemini(schema: Schema) -> WireSchema:
         return WireSchema(schema, strict=False)
 
 
-def opened(schema: Schema) -> Schema:
-    """Return the schema with the `$ref` at its root resolved: Pydantic puts a recursive model behind one."""
+def resolve_root(schema: Schema) -> Schema:
+    """Return the schema with the `$ref` at its root resolved, behind which Pydantic puts a recursive model."""
     references = References(schema)
     try:
         while "$ref" in schema:
@@ -111,14 +111,14 @@ def gemini_tool_parameters(schema: Schema) -> Schema:
 
 
 def tool_schema(tool: dict[str, Any]) -> WireSchema:
-    """Write a tool's parameters for OpenAI: unchanged if it is marked as not strict, else as strictly as they allow."""
+    """Write a tool's parameters for OpenAI: unchanged if the tool is marked as not strict, or as strict as possible."""
     parameters = tool.get("parameters") or {"type": "object", "properties": {}}
     if tool.get("strict") is False:
         return WireSchema(parameters, strict=False)
     wire = for_openai(parameters)
     if tool.get("strict") and not wire.strict:
         raise ConfigurationError(
-            f"Tool {tool['name']!r} asks for strict mode, which its parameters do not allow.",
+            f"Tool {tool['name']!r} requests strict mode, which its parameters do not allow.",
             hint="Use objects with named properties only (no free-form maps), or leave strict out.",
         )
     return wire
@@ -136,7 +136,7 @@ class _Grammar:
 
 
 def _is_plain_pattern(pattern: str) -> bool:
-    # Neither service runs a backtracking engine. Pydantic writes a lookahead for every Decimal.
+    # Neither service uses a backtracking engine. Pydantic writes a lookahead for every Decimal.
     return re.search(r"\(\?[=!<]|\\[1-9]", pattern) is None
 
 
@@ -294,9 +294,9 @@ def _is_object(schema: Schema) -> bool:
 
 
 def _is_closable(schema: Schema) -> bool:
-    # With neither keyword it may hold anything: closed, a map could only be empty.
+    # With neither keyword, the object is a map, which could only be empty if it were closed.
     is_map = schema.get("additionalProperties", "properties" not in schema) is not False
-    # If it is described here and in a branch too, closing either one excludes the properties of the other.
+    # If properties are declared both here and in a branch, closing either one excludes those of the other.
     is_spread = "anyOf" in schema
     names_others = not set(schema.get("required", ())) <= schema.get("properties", {}).keys()
     return not (is_map or is_spread or names_others)
@@ -304,7 +304,7 @@ def _is_closable(schema: Schema) -> bool:
 
 def _make_nullable(schema: Schema) -> Schema:
     if "const" in schema:
-        # Writing a constant costs the model nothing, and without its tag a union's branches look the same.
+        # Not nullable, as a model always writes a constant, and a union's branches are told apart by it.
         return schema
     if "anyOf" in schema and schema.keys() <= _LABELS | {"anyOf"}:
         return {**schema, "anyOf": [*schema["anyOf"], _NULL]}
@@ -331,12 +331,12 @@ def _inline(schema: Schema, references: References, recursive: set[str]) -> Sche
             return _merge(rest, references.target(reference))
         except _Inexpressible:
             pass  # one schema cannot hold both
-    # Inlining a recursive target would never end; a union of one means the same.
+    # Inlining a recursive target would never end; a union of one branch is equivalent.
     return _merge(rest, {"anyOf": [{"$ref": reference}]})
 
 
 def _merge(outer: Schema, inner: Any) -> Schema:
-    """Merge two schemas of the same value; title and description come from the outer one, nearer to its use."""
+    """Merge two schemas of the same value. Title and description are those of the outer one, nearer to its use."""
     if not isinstance(inner, dict):
         raise _Inexpressible
     inner = _without(inner, *DEFINITIONS)

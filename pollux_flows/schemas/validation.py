@@ -1,7 +1,7 @@
-"""Reads JSON Schemas: checks that one is usable, and finds its subschemas and references.
+"""Validation of JSON Schemas: check that a schema is usable, and find its subschemas and references.
 
-`dialects.py` writes schemas for the providers, `conformance.py` checks answers against them. All walk a schema by
-structure, never by the name of a key: `properties` is a keyword in a schema, an ordinary name among the properties,
+`dialects.py` writes schemas for the providers, `conformance.py` checks answers against them. All of them walk a schema
+by structure, never by the name of a key: `properties` is a keyword in a schema, an ordinary name among the properties,
 and plain data in an enum.
 """
 
@@ -90,7 +90,7 @@ class References:
 
 
 def check(schema: Any) -> str | None:
-    """Return why this cannot be used as an answer's JSON Schema, or None if it can."""
+    """Return the reason why this cannot be used as an answer's JSON Schema; None if it can."""
     from jsonschema.exceptions import SchemaError
 
     if not isinstance(schema, dict):
@@ -126,9 +126,9 @@ def _find_bad_reference(root: Schema) -> str | None:
         (reference,) = error.args
         if reference.startswith("#"):
             return f"$ref {reference!r} points to nothing"
-        return f"$ref {reference!r} points elsewhere, and nothing is fetched; copy its target into $defs"
+        return f"$ref {reference!r} points outside the schema, and nothing is fetched; copy its target into $defs"
     for reference in sorted(references.endless()):
-        return f"$ref {reference!r} leads back to itself without end"
+        return f"$ref {reference!r} refers to itself endlessly"
     return None
 
 
@@ -160,7 +160,7 @@ def offline() -> Any:
 
 def describe(error: Any) -> str:
     message = error.message
-    if len(message) > _LONGEST_MESSAGE:  # it quotes the value first, which may be long, then the fault
+    if len(message) > _LONGEST_MESSAGE:  # it begins with the value, which may be long, and ends with the fault
         message = f"{message[:100]} ... {message[-180:]}"
     return f"{error.json_path}: {message}"
 

@@ -19,9 +19,9 @@ _hashing: Final = threading.Lock()
 async def derive_account(store: Store, key: str | None) -> str:
     """Return the name of a key's account, equal in all processes that share the store.
 
-    A plain hash would do for a key that cannot be guessed. But keys of local servers are words, provider keys have
-    leaked in lists, and a reader of a ledger could try them all, or see that two stores use one key. So the hash is
-    slow (scrypt), with a salt that is made once for each store and never leaves it.
+    A plain hash would be enough for a key that cannot be guessed. But the keys of local servers are often words, and
+    lists of provider keys have leaked: a reader of a ledger could try them all, or see that two stores use one key.
+    So the hash is slow (scrypt), with a salt that is created once for each store and never leaves the store.
     """
     if key is None:
         return "nobody"
@@ -34,13 +34,13 @@ async def derive_account(store: Store, key: str | None) -> str:
 async def derive_shared_account(key: str | None) -> str:
     """Return the name of a key's account, equal in all stores and on all machines.
 
-    Workers without a common store find each other's caches by it. The hash is as slow as that of `derive_account`.
+    Workers without a shared store find each other's caches by this name. The hash is as slow as in `derive_account`.
     """
     return "nobody" if key is None else await asyncio.to_thread(_derive, key, _SHARED_SALT)
 
 
 def _derive(key: str, salt: str) -> str:
-    with _hashing:  # of many concurrent callers, one pays the 16 MiB and the 50 ms
+    with _hashing:  # so that only one of many concurrent callers uses the 16 MiB and the 50 ms
         return _hash(key, salt)
 
 

@@ -1,7 +1,8 @@
-"""Adoption: answers that version 0.1.0 saved for the sub-flows of a run, each under the place of its sub-flow.
+"""Adoption: copies answers that version 0.1.0 saved for the sub-flows of a run, so that a retry reuses them.
 
-The places contain numbers of Prefect, which numbers differently by now, so they are recognised by the run that they
-begin with. When such a run is retried, its answers are copied to the keys of this version, and none is paid for again.
+Version 0.1.0 saved each answer under the place of its sub-flow. A place contains numbers that Prefect assigned, and
+Prefect now assigns other ones, so places are recognised by the run at their beginning. When such a run is retried, its
+answers are copied to the keys of this version, and none is paid for again.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from typing import Final
 from pollux_flows.state.answer_record import make_answer_record, pointer_key, read_answer
 from pollux_flows.state.identity import call_identity, digest
 from pollux_flows.state.retention import retention_s
-from pollux_flows.state.slots import Call
+from pollux_flows.state.slots import SlotCall
 from pollux_flows.state.store import Json, Store
 
 _MARKER_LENGTH: Final = len("run/") + 64
 _BATCH: Final = 250
 _CACHED_RUNS: Final = 1000
-# By store and run. This version creates no such places, so they are looked for once.
+# By store and run. This version creates no such places, so one search for each run is enough.
 _places: Final[dict[tuple[str, str], list[str]]] = {}
 
 
-async def adopt_answers(store: Store, run: str, calls: Sequence[Call]) -> None:
+async def adopt_answers(store: Store, run: str, calls: Sequence[SlotCall]) -> None:
     """Copy the answers to these calls that an earlier version saved for sub-flows of the run."""
     if not (places := await _find_places(store, run)):
         return

@@ -30,7 +30,7 @@ def pointer_key(call: str) -> str:
 
 
 def make_answer_record(key: str, outcome: Outcome, at: float) -> Json:
-    """Return the record of an answer. Its outcome is a text, so that it is hashed and checked without being parsed."""
+    """Return the record of an answer. The outcome is stored as text, which can be hashed without being parsed."""
     text = canonical(outcome.model_dump(mode="json", exclude=_NOT_STORED, exclude_defaults=True))
     return {"at": at, "outcome": text, "check": _checksum(key, at, text)}
 
@@ -48,7 +48,7 @@ def read_answer(key: str, record: Json, where: str, reused: str | None = None) -
         case _:
             raise damaged_record_error(key, where)
     try:
-        # Lone surrogates cannot be stored, so they need not be looked for.
+        # Lone surrogates cannot be stored, so no check for them is needed.
         return Outcome.model_validate({**outcome, "index": 0, "reused": reused}, context=CLEAN_INPUT)
     except ConfigurationError as error:
         problem = error.message
@@ -78,10 +78,10 @@ def read_cost(record: Json) -> float | None:
 
 
 def _checksum(key: str, at: float, text: str) -> str:
-    # The key is hashed, too: damage may also put one answer in the place of another.
+    # The key is part of the hash: damage may also exchange two answers.
     return hashlib.sha256(f"{key}\n{at!r}\n{text}".encode()).hexdigest()[:16]
 
 
 def _checksum_0_1(key: str, at: float, outcome: Json) -> str:
-    """Return the checksum that version 0.1 wrote, whose outcome was no text yet."""
+    """Return the checksum that version 0.1 wrote; it stored the outcome as an object, not as text."""
     return hashlib.sha256(encode_record(key, {"place": key, "at": at, "outcome": outcome})).hexdigest()[:16]

@@ -1,8 +1,7 @@
-"""Batching: one thread that executes the operations of a store, for callers on any thread and event loop.
+"""Batching: executes the operations of a store on one thread, for callers on any thread and event loop.
 
-So no event loop waits for a disk or a network. Operations that gather while the thread is busy form its next batch, in
-their order: the more there are, the fewer commits or round trips each costs. A process that is forked starts a thread
-of its own.
+So no event loop waits for a disk or a network. Operations that arrive while the thread is busy form its next batch, in
+their order, and share a commit or a round trip. A forked process starts its own thread.
 """
 
 from __future__ import annotations
@@ -20,8 +19,9 @@ from typing import Any, Final, Generic, TypeVar
 
 W = TypeVar("W")
 
-# Both are held during a fork: the child would otherwise inherit a lock that no thread of it releases. `unforkable` is
-# for calls of a library that has such locks. It comes second, as a thread that holds the first may collect garbage.
+# Both are held during a fork: otherwise the child would inherit a lock that none of its threads releases. `unforkable`
+# is for calls into a library that has such locks. It is acquired second, because garbage collection in a thread that
+# holds `_queues` may need it.
 _queues: Final = threading.Lock()
 unforkable: Final = threading.RLock()
 
@@ -50,8 +50,9 @@ class _Operation(Generic[W]):
 class Batcher(Generic[W]):
     """Executes work in batches of about `limit`, as measured by `size_of`, on one thread.
 
-    `execute` returns an outcome for each work, which may be an exception; if it raises one, all that waits gets it.
-    `after_batch` is called when the outcomes are on their way, and `after_fork` before the first work of a child.
+    `execute` returns an outcome for each piece of work, which may be an exception. If it raises an exception itself,
+    all waiting callers get it. `after_batch` is called once the outcomes are delivered, and `after_fork` before the
+    first work in a child process.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Batcher(Generic[W]):
         return await operation.done
 
     def close(self, last: Callable[[], None]) -> None:
-        """Wait for all work, call `last` on the thread and end it. The next work starts another."""
+        """Wait for all work, call `last` on the thread and end the thread. The next work starts a new one."""
         self._executor.submit(last)
         self._executor.shutdown(wait=True)
         self._start()
@@ -99,10 +100,10 @@ class Batcher(Generic[W]):
             try:
                 outcomes = self._execute([operation.work for operation in batch])
             except Exception as error:  # noqa: BLE001 (which the callers get; the thread goes on)
-                with _queues:  # those who came meanwhile need not wait for the same error
+                with _queues:  # callers that arrived meanwhile need not wait for the same error
                     batch += self._queue
                     self._queue.clear()
-                outcomes = [copy.copy(error) for _ in batch]  # each gets a traceback of its own
+                outcomes = [copy.copy(error) for _ in batch]  # so that each has its own traceback
             _resolve(batch, outcomes)
             self._after_batch()
 
@@ -118,7 +119,7 @@ class Batcher(Generic[W]):
 
 
 def _resolve(batch: Sequence[_Operation[Any]], outcomes: Sequence[Any]) -> None:
-    """Wake the callers, each event loop once: each wake-up takes Python's lock, for milliseconds."""
+    """Wake the callers, with one wake-up for each event loop, as each takes the GIL for milliseconds."""
     by_loop: defaultdict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = defaultdict(list)
     for operation, outcome in zip(batch, outcomes, strict=True):
         by_loop[operation.loop].append((operation.done, outcome))

@@ -1,15 +1,15 @@
 """Budget: an amount that is never exceeded, because each call reserves its worst case before it is made.
 
-What a call cost replaces its reservation. Where not enough is left for another, calls wait until those under way have
-settled, and are refused once nothing is under way.
+The cost of a call replaces its reservation. If not enough is left for another call, it waits until the running calls
+have settled, and is refused if none is running.
 
-A run of several processes, and of several attempts, has a ledger in the store: one record with what is spent, and a
-tranche for each process that has reserved something. A process reserves ahead, for many calls, so that few of them ask
-the store, and its tranche shrinks near the end. Spent and all tranches together are never above the limit.
+A run with several processes or attempts has a ledger in the store: one record with the amount spent, and a tranche for
+each process that has reserved something. A process reserves for many calls ahead, so that few of them access the
+store; near the limit its tranche shrinks. The amount spent and all tranches together never exceed the limit.
 
-The tranche of a process that died stays reserved: calls under way may have been billed, and what it had settled since
-it last wrote is known to no other process. So a kill costs the budget that much, at the most, and never too little is
-counted. The lease in a tranche says whether its process is at work, for those that wait.
+The tranche of a process that died stays reserved: its running calls may have been billed, and no other process knows
+which costs it had settled since its last write. So a killed process may cost the budget its tranche, but the cost is
+never counted too low. The lease in a tranche tells waiting processes whether its owner is alive.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from pollux_flows.state.slots import RunScope
 from pollux_flows.state.store import Json, Store, damaged_record_error
 
 RUN_PREFIX: Final = "budget/"
-# Runs that began on a day may end on a later one.
+# Longer than a day, as a run may end on a later day than the one on which it began.
 _DAY_STORED_S: Final = 7 * 86_400.0
-# A tranche is for so many calls beyond those under way, at their average cost.
+# A tranche is large enough for this many calls beyond the running ones, at their average cost.
 _CALLS_AHEAD: Final = 50
 # Amounts are sums of floating-point numbers; no token costs as little as this.
 _NOTHING: Final = 1e-13
@@ -44,14 +44,14 @@ _NOTHING: Final = 1e-13
 
 @dataclass(frozen=True)
 class Tranche:
-    """The reservation of a process in a ledger, beside those of the others."""
+    """The reservation of this process in a ledger, with the totals of the others."""
 
     ahead_usd: float
-    """How much may be spent beyond what is under way."""
+    """The amount that may be spent beyond the running calls."""
     spent_usd: float
     reserved_elsewhere_usd: float
     others_work: bool
-    """True if a process that is alive may give something back."""
+    """True if another process is alive and so may release a part of its tranche."""
 
 
 class BudgetLedger:
@@ -74,7 +74,7 @@ class BudgetLedger:
     async def exchange(
         self, limit_usd: float, *, spent_usd: float, held_usd: float, least_usd: float = 0.0, most_usd: float = 0.0
     ) -> Tranche:
-        """Report what was spent, and reserve what is held and, where there is room, `least_usd` to `most_usd` more."""
+        """Report the amount spent; reserve the amount held and, if there is room, `least_usd` to `most_usd` more."""
         while True:
             spent, others = self._read(self._found)
             spent += spent_usd
@@ -99,7 +99,7 @@ class BudgetLedger:
         return leases.get_owner(tranche, self._clock()) is not None
 
     def _read(self, record: Json | None) -> tuple[float, dict[str, Json]]:
-        """Return what is spent, and the tranches of others."""
+        """Return the amount spent, and the tranches of other processes."""
         try:
             spent, tranches = read_ledger(record or {"spent": 0.0, "tranches": {}})
             for tranche in tranches.values():
@@ -110,7 +110,7 @@ class BudgetLedger:
 
 
 def open_run_ledger(store: Store, scope: RunScope) -> BudgetLedger:
-    """Return the ledger of a run: of a flow run that is part of another, one of its own."""
+    """Return the ledger of a run. A sub-flow run has its own."""
     name = digest("run", scope.place or scope.flow_run or scope.run)
     return BudgetLedger(store, f"{RUN_PREFIX}{name}", ttl_s=retention_s())
 
@@ -122,13 +122,13 @@ def open_shared_ledger(store: Store, budget: str, provider: str | None, day: str
 
 
 def read_ledger(record: Json) -> tuple[float, dict[str, Json]]:
-    """Return what is spent by this record, and its tranches, or raise KeyError, TypeError or ValueError."""
+    """Return the amount spent in this record, and its tranches, or raise KeyError, TypeError or ValueError."""
     tranches = {str(token): {**tranche, "usd": float(tranche["usd"])} for token, tranche in record["tranches"].items()}
     return float(record["spent"]), tranches
 
 
 def _share(left: float, least: float, most: float) -> float:
-    """Return how much of what is left to reserve: half of it, so that others find some, but at least `least`."""
+    """Return how much of the rest to reserve: half of it, to leave some for others, but at least `least`."""
     if left < least - _NOTHING:
         return 0.0
     return max(least, min(most, left / 2))
@@ -137,7 +137,7 @@ def _share(left: float, least: float, most: float) -> float:
 class Budget:
     """A limit on what the calls of this process may cost, together with those of all that share its ledger.
 
-    It belongs to one event loop, and is closed at the end.
+    A budget belongs to one event loop, and must be closed at the end.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Budget:
         self.name = name
         """The limit's name, for errors."""
         self.elsewhere_usd = elsewhere_usd
-        """The costs that count against the limit and are in no ledger."""
+        """The costs that count against the limit but are in no ledger."""
         self._spender, self._hint = spender, hint
         self._ledger, self._concurrency = ledger, concurrency
         self._spent = 0.0  # since the ledger was written
@@ -171,9 +171,9 @@ class Budget:
         self._was_used = False
 
     async def reserve(self, usd: float) -> None:
-        """Reserve the worst case of a call, once there is room for it, or raise why there is none.
+        """Reserve the worst case of a call once there is room for it, or raise a BudgetError.
 
-        Those that wait stand in line, and the first of them asks the store.
+        Waiting calls queue, and only the first of them accesses the store.
         """
         async with self._turn:
             if not self._fits(usd):
@@ -183,7 +183,7 @@ class Budget:
             self._was_used = True
 
     def settle(self, reserved_usd: float, usd: float) -> None:
-        """End a reservation, with what the call cost."""
+        """End a reservation, and count the cost of the call instead."""
         self._open -= 1
         self._reserved = self._reserved - reserved_usd if self._open else 0.0
         self._count += usd > 0
@@ -196,12 +196,12 @@ class Budget:
         self._changed.set()
 
     def check(self, usd: float) -> None:
-        """Raise if a call that may cost no more than this one was refused."""
+        """Raise a BudgetError if a call with the same or a lower worst case was refused before."""
         if usd >= self._refused_usd:
-            raise self._refuse(usd)  # a new error: of one that is raised again and again, the traceback grows
+            raise self._refuse(usd)  # a new error, as the traceback of an error grows each time it is raised
 
     async def close(self) -> None:
-        """Report what was spent, and give back the rest. A call that was not settled counts in full."""
+        """Report the amount spent, and release the rest. A call that was not settled counts in full."""
         if self._renewing is not None:
             self._renewing.cancel()
         if self._ledger is None or (self._found is None and not self._spent):
@@ -230,7 +230,7 @@ class Budget:
             if self._fits(usd):
                 return
             others_work = self._found is not None and self._found.others_work
-            # What has settled while the ledger was asked has left room.
+            # A call that settled while the ledger was read has left room.
             if not self._open and not others_work and not self._changed.is_set():
                 self._refused_usd = usd
                 raise self._refuse(usd)
@@ -256,19 +256,19 @@ class Budget:
         await self._exchange(usd, usd + self._ahead(usd))
 
     def _ahead(self, usd: float) -> float:
-        """Return what the next calls will cost: at their average cost so far, or else at their worst."""
+        """Estimate the cost of the next calls: from the average so far, or from the worst case."""
         if not self._count:
             return usd * min(self._concurrency, _CALLS_AHEAD)
         return self._settled / self._count * _CALLS_AHEAD
 
     async def _exchange(self, least_usd: float = 0.0, most_usd: float = 0.0) -> None:
-        """Write the ledger, and read what the tranche is now. Reservations wait meanwhile; settlements do not."""
-        if self._ledger is not None:  # to the end, or what was spent would be reported twice
+        """Write the ledger, and read the new tranche. Reservations wait meanwhile; settlements do not."""
+        if self._ledger is not None:  # run to completion, or the amount spent would be reported twice
             await leases.run_to_completion(self._write_ledger(self._ledger, least_usd, most_usd))
 
     async def _write_ledger(self, ledger: BudgetLedger, least_usd: float, most_usd: float) -> None:
         spent, reserved = self._spent, self._reserved
-        # Should it fail, nothing is reserved before another has worked: it may have been written all the same.
+        # If the write fails, it may still have been done. So nothing is reserved until another write has succeeded.
         self._tranche = 0.0
         self._found = await ledger.exchange(
             self.limit_usd - self.elsewhere_usd,
@@ -281,7 +281,7 @@ class Budget:
         self._tranche = reserved + self._found.ahead_usd
 
     async def _renew_repeatedly(self, every_s: float) -> None:
-        """Renew the lease on the tranche, and give back what is not used, for which others may wait."""
+        """Renew the lease on the tranche, and release the unused part, for which other processes may wait."""
         while True:
             await asyncio.sleep(every_s)
             async with self._turn:
@@ -289,7 +289,7 @@ class Budget:
                     continue
                 ahead = min(max(self._room, 0.0), self._ahead(0.0)) if self._was_used else 0.0
                 self._was_used = False
-                with suppress(PolluxError):  # the next call says so
+                with suppress(PolluxError):  # the next call raises it
                     await self._exchange(0.0, ahead)
 
 
@@ -301,22 +301,22 @@ class Reservation:
         self._is_sent = False
 
     def mark_sent(self) -> None:
-        """Note that the call may be billed from now on."""
+        """Record that the call may be billed from now on."""
         self._is_sent = True
 
     def settle(self, usd: float | None) -> None:
-        """Replace the reservation by the cost, which may be all of it where it is unknown. Only once."""
+        """Replace the reservation by the cost; an unknown cost (None) counts in full. Later calls do nothing."""
         budgets, self._budgets = self._budgets, ()
         for budget in budgets:
             budget.settle(self._usd, self._usd if usd is None else usd)
 
     def end(self) -> None:
-        """End it, unless it is settled: a call that was sent counts in full, any other as nothing."""
+        """End the reservation unless it is settled: a call that was sent counts in full, any other not at all."""
         self.settle(None if self._is_sent else 0.0)
 
 
 async def reserve(budgets: Sequence[Budget], usd: float) -> Reservation:
-    """Reserve the worst case of a call in each of the budgets, once there is room, or raise why there is none."""
+    """Reserve the worst case of a call in each of the budgets once there is room, or raise a BudgetError."""
     reserved: list[Budget] = []
     try:
         for budget in budgets:

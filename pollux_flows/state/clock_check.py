@@ -1,17 +1,18 @@
-"""Clock check: when expired records may be removed by processes whose clocks may be wrong.
+"""Clock check: decides when expired records may be removed, although the clock of a process may be wrong.
 
-By a clock that is 100 days ahead, every answer has expired. So no record is removed on a single look at the clock:
+By a clock that is 100 days ahead, every answer has expired. So one look at the clock is not enough to remove a record:
 
 - A look reads the wall clock, and the monotonic clock, which counts from the start of the machine and is never set.
 - Two looks at least an hour apart confirm the wall clock. Records that had expired at the first may then be removed.
 - If the wall clock has moved between two looks by a week more, or less, than the monotonic clock, it was set, or two
   processes disagree about the time. The wait then starts over, and a warning is logged.
 
-The last look is saved in a file for all processes on the machine, most of which end within the hour. Machines that
-share the disk, and so the file, each start over after a look of another; a process that runs for an hour needs no file.
+The last look is saved in a file for all processes on the machine, as most of them end within the hour. Machines that
+share the disk, and so the file, start over after a look of another machine. A process that runs for an hour needs no
+file.
 
-A record exists and is read until it is removed, whatever the clock says: a reader whose clock is wrong loses no answer.
-A person who prunes does not wait. A Redis removes records by its own clock, not by that of a process.
+An expired record can be read until it is removed: a reader whose clock is wrong loses no answer. Pruning by command
+does not wait. A Redis removes records by its own clock, not by that of a process.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class _Look(NamedTuple):
 
 @cache
 def machine_expiry(file: Path) -> Expiry:
-    """Return the one Expiry of this process that saves its looks in `file`."""
+    """Return the Expiry that saves its looks in `file`; there is one for each file in this process."""
     return Expiry(file)
 
 
@@ -78,7 +79,7 @@ class Expiry:
         return last.cutoff
 
     def has_passed(self, since: float | None, seconds: float) -> bool:
-        """Return whether a confirmed clock says that so many seconds have passed since that time."""
+        """Return whether so many seconds have passed since that time, by a confirmed clock."""
         cutoff = self.cutoff()
         return since is not None and cutoff is not None and since < cutoff - seconds
 
@@ -88,7 +89,7 @@ class Expiry:
             way = "ahead" if jump_s > 0 else "back"
             _log.warning(
                 "The clock has jumped %.0f days %s. No expired record is removed until it has run on for an hour. "
-                "See that this machine has the right time.",
+                "Check that this machine has the right time.",
                 abs(jump_s) / _DAY_S,
                 way,
             )

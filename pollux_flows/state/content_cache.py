@@ -1,6 +1,7 @@
-"""Content cache: facts about files that were read before, so that a large file is not read again in each run.
+"""Content cache: stores facts about files that were read before, so that a run need not read a large file again.
 
-They can be found again, so they are in a diskcache apart from the state: bounded in size, and of this machine alone.
+These facts can be derived again, so they are not part of the state but in a diskcache, which is limited in size and
+is not shared with other machines.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _BUSY_S: Final = 5.0
 
 
 class _SafeDisk(JSONDisk):  # type: ignore[misc]  # diskcache has no types
-    """JSON in its rows, and nothing else: diskcache would load a pickle that was put into the file."""
+    """A disk that stores only JSON: diskcache would also load a pickle that was put into the file."""
 
     def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> Any:
         if mode != MODE_RAW or filename is not None:
@@ -44,7 +45,7 @@ class ContentCache:
         self._cache: Any = None
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, Json]:
-        """Return those of the documents that are cached."""
+        """Return the documents that are cached, by key."""
         wanted = list(keys)
         found = await self._run(lambda cache: {key: cache.get(key) for key in wanted})
         return {key: document for key, document in found.items() if isinstance(document, dict)}
@@ -74,7 +75,7 @@ class ContentCache:
         except (sqlite3.Error, Timeout, ValueError, zlib.error) as error:
             raise ConfigurationError(
                 f"The cache in {self.folder} cannot be used ({error}).",
-                hint="Remove that folder, or set POLLUX_HOME to another: it is created again.",
+                hint="Remove that folder, which will be created again, or set POLLUX_HOME to another.",
             ) from error
 
     def _open(self) -> Any:

@@ -1,15 +1,15 @@
-"""Conversations by name, so that a later run, on any worker, goes on with them.
+"""Conversations: stores conversations by name, so that a later run on any worker can continue them.
 
-A conversation is one record, a list of exchanges. An exchange is all that came of one prompt: the prompt, the calls of
-tools and their results, and the answer. It is added in one write, once it is complete, and only if the record is still
-as it was read: no exchange is lost, and none is added by halves. An exchange names the call that its first answer has
-in the journal. A retry finds that answer there, and so does not add its exchange a second time.
+A conversation is one record, a list of exchanges. An exchange is one prompt with the tool calls, their results and the
+answer. A complete exchange is added in one write, and only if the record has not changed since it was read, so no
+exchange is lost or added in part. An exchange names the call under which the journal has its first answer. A retry
+finds that answer there, and so does not add its exchange a second time.
 
-While a run works on an exchange, it has the lease on the conversation, and others wait for it. Before a run asks, it
-records how long the conversation was. If it is killed and others go on meanwhile, its retry still finds its answers,
-which are those to the shorter conversation.
+While a run works on an exchange, it has the lease on the conversation, and other runs wait. Before a run sends a
+request, it records the length of the conversation. If the run is killed and other runs continue the conversation
+meanwhile, its retry still finds its own answers, which belong to the shorter conversation.
 
-A conversation is stored until nothing was added to it for as long as answers are stored. No pruning removes it earlier.
+A conversation is stored for as long as answers are, counted from its last exchange. No pruning removes it earlier.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from pollux_flows.state.retention import retention_s
 from pollux_flows.state.store import Json, Store, damaged_record_error, encode_record
 
 VERSION: Final = 1
-"""Of a stored conversation. It grows when an older version of this package would misread one."""
+"""The format version of a stored conversation, raised when earlier versions of this package would misread one."""
 
 _PREFIX: Final = "conversation/"
 _LONGEST_NAME: Final = 200
-# Several times what the largest context of a model holds.
+# Several times the largest context of a model.
 _LARGEST: Final = 16 << 20
 ToolCall = Mapping[str, str]
-"""A call of a tool as an envelope has it: id, name and arguments."""
+"""A tool call as in an envelope: id, name and arguments."""
 
-_here: Final[ContextVar[frozenset[str]]] = ContextVar("pollux_flows_conversations", default=frozenset())
+_leased_here: Final[ContextVar[frozenset[str]]] = ContextVar("pollux_flows_conversations", default=frozenset())
 
 
 class Exchange(Record):
-    """All that came of one prompt."""
+    """One prompt with its tool calls, their results and the answer."""
 
     run: str = Field(description="The run that asked, as a digest.")
     call: str = Field(description="The identity of its first call, under which the journal has the answer.")
     at: float
-    base: int = Field(description="How many exchanges came before it when it was asked.")
+    base: int = Field(description="The number of exchanges before it when its prompt was sent.")
     provider: ProviderName
     model: str
     turns: list[JsonObject]
@@ -62,14 +62,14 @@ class Exchange(Record):
     )
 
     def is_by(self, target: Target) -> bool:
-        """Return whether this target gave the answer, and so can read its signatures and ids."""
+        """Return whether this target wrote the answer, and so accepts the signatures and ids in it."""
         if (self.provider, self.model) != (target.provider, target.model):
             return False
         return self.use_mock is None or (self.base_url, self.use_mock) == (target.base_url, target.use_mock)
 
 
 class StoredConversation(Record):
-    """A conversation."""
+    """A conversation, as it is stored."""
 
     version: int = VERSION
     name: str
@@ -77,7 +77,7 @@ class StoredConversation(Record):
     exchanges: list[Exchange] = Field(default_factory=list)
 
     def turns_for(self, target: Target, base: int) -> list[JsonObject]:
-        """Return the turns of the first `base` exchanges. Those with another target have no provider_state."""
+        """Return the turns of the first `base` exchanges, without the provider_state of other targets."""
         return [
             turn if each.is_by(target) else _without_state(turn)
             for each in self.exchanges[:base]
@@ -85,22 +85,22 @@ class StoredConversation(Record):
         ]
 
     def response_id_for(self, target: Target, base: int) -> str | None:
-        """Return the id under which the provider itself stores these exchanges, if it stores all of them."""
+        """Return the id under which the provider stores these exchanges, or None unless it stores all of them."""
         last = self.exchanges[base - 1] if base else None
         if last is None or not last.is_by(target) or last.base != base - 1:
             return None
         return last.response_id
 
 
-def read_name(name: str) -> str:
-    """Return the name of a conversation in its one spelling, or raise why it is none."""
+def normalize_name(name: str) -> str:
+    """Return the name of a conversation in its normal form, or raise a ConfigurationError if it is not valid."""
     name = unicodedata.normalize("NFC", name.strip())
     if not name:
-        raise ConfigurationError("The name of the conversation is blank.", hint="Write one, or leave it out.")
+        raise ConfigurationError("The name of the conversation is blank.", hint="Enter a name, or omit it.")
     if len(name) > _LONGEST_NAME or not name.isprintable():
         raise ConfigurationError(
             "The name of the conversation is too long, or has invisible characters.",
-            hint=f"Write up to {_LONGEST_NAME} characters on one line, such as support-weekly.",
+            hint=f"Use up to {_LONGEST_NAME} characters on one line, such as support-weekly.",
         )
     return name
 
@@ -131,7 +131,7 @@ async def append_exchange(store: Store, name: str, exchange: Exchange) -> Stored
 
 
 async def list_conversations(store: Store) -> tuple[list[StoredConversation], dict[str, str]]:
-    """Return all conversations, the latest first; and, by the keys of their records, why others cannot be read."""
+    """Return all conversations, the latest first, and the problems of unreadable ones by their records' keys."""
     found, unreadable = [], {}
     for key in [key async for key in store.list_keys(_PREFIX)]:
         try:
@@ -144,9 +144,9 @@ async def list_conversations(store: Store) -> tuple[list[StoredConversation], di
 
 
 async def delete_conversation(store: Store, name: str) -> bool:
-    """Remove a conversation, also one that cannot be read, and return whether there was one.
+    """Delete a conversation, even an unreadable one, and return whether there was one.
 
-    The key of its record will do, too: the name may be among what cannot be read.
+    The key of its record is accepted as well, as the name may be unreadable.
     """
     wanted = {_key(name), name}
     keys = [key async for key in store.list_keys(_PREFIX) if key in wanted]
@@ -155,18 +155,18 @@ async def delete_conversation(store: Store, name: str) -> bool:
 
 
 def check_size(store: Store, stored: StoredConversation) -> None:
-    """Refuse to go on with a conversation that is too large to be stored once more."""
+    """Raise a ConfigurationError if a conversation is too large to be continued."""
     size = len(encode_record(_key(stored.name), stored.model_dump(mode="json")))
     if size > _LARGEST:
         raise ConfigurationError(
-            f"The conversation {stored.name!r} has grown to {size >> 20} MiB in {store.where}; {_LARGEST >> 20} is the"
-            " most.",
-            hint="Begin another one, with a summary of it as the first prompt, and pass long texts as files.",
+            f"The conversation {stored.name!r} in {store.where} has {size >> 20} MiB; the limit is"
+            f" {_LARGEST >> 20} MiB.",
+            hint="Start a new one with a summary as the first prompt, and pass long texts as files.",
         )
 
 
 def is_conversation(record: Json) -> bool:
-    """Return whether this is the record of a conversation, maybe of a newer version, for the search for damage."""
+    """Return whether this is an undamaged record of a conversation, perhaps of a newer version."""
     try:
         _read("", record, "")
     except _NewerError:
@@ -186,7 +186,7 @@ def _read(key: str, record: Json, where: str) -> StoredConversation:
     if isinstance(version := known.get("version"), int) and version > VERSION:
         raise _NewerError(
             f"The conversation {known.get('name', key)!r} in {where} was written by a newer version of pollux_flows.",
-            hint="Update pollux_flows here.",
+            hint="Update pollux_flows on this machine.",
         )
     try:
         return StoredConversation.model_validate(content)
@@ -196,7 +196,7 @@ def _read(key: str, record: Json, where: str) -> StoredConversation:
 
 
 def _key(name: str) -> str:
-    # A digest, as a name may have any characters.
+    # A digest, as a name may contain any character.
     return f"{_PREFIX}{digest('conversation', name)}"
 
 
@@ -204,19 +204,19 @@ def _without_state(turn: JsonObject) -> JsonObject:
     return {name: value for name, value in turn.items() if name != "provider_state"}
 
 
-# --- A run that goes on with one --------------------------------------------------------------------------------------
+# --- Continuing a conversation ----------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
 async def lease_conversation(
     store: Store, name: str, owner: str, on_wait: Callable[[str], None]
 ) -> AsyncIterator[None]:
-    """Have the conversation exclusively within; wait, after calling `on_wait`, while another run has it."""
+    """Have the lease on the conversation within the block; while another run has it, call `on_wait` and wait."""
     key = f"conversing/{digest('conversation', name)}"
-    if key in _here.get():
+    if key in _leased_here.get():
         raise ConfigurationError(
-            f"The conversation {name!r} is asked to go on from within itself, which would wait for ever.",
-            hint="Let a tool ask in a conversation of another name.",
+            f"The conversation {name!r} cannot be continued by one of its own tools: that would wait forever.",
+            hint="Use a conversation with another name in the tool.",
         )
     has_waited = False
     while (lease := await leases.acquire_lease(store, key, owner)) is None:
@@ -224,16 +224,16 @@ async def lease_conversation(
             has_waited = True
             on_wait(other)
         await leases.wait_for_release(store, key)
-    token = _here.set(_here.get() | {key})
+    token = _leased_here.set(_leased_here.get() | {key})
     try:
         async with leases.use_lease(lease):
             yield
     finally:
-        _here.reset(token)
+        _leased_here.reset(token)
 
 
 class RunRecords:
-    """The records of one run about its exchanges: where they began, and the results of the tools that were called."""
+    """The records of one run about its exchanges: their positions in a conversation, and the tool results."""
 
     def __init__(self, store: Store, run: str) -> None:
         self._store, self._run = store, digest("run", run)
@@ -244,12 +244,12 @@ class RunRecords:
         return self._run
 
     async def load_bases(self, name: str, prompt: str) -> list[int]:
-        """Return how long the conversation was each time that this run asked this prompt."""
+        """Return the length of the conversation each time this run sent this prompt."""
         record = await self._store.get(self._base_key(name, prompt))
         return [] if record is None else list(record["bases"])
 
     async def add_base(self, name: str, prompt: str, base: int) -> None:
-        """Record how long the conversation is, before the prompt is asked."""
+        """Record the length of the conversation before the prompt is sent."""
         key = self._base_key(name, prompt)
         while True:
             found = await self._store.get(key)
@@ -264,7 +264,7 @@ class RunRecords:
         return None if record is None else str(record["content"])
 
     async def save_tool_result(self, answer: str, tool_call: ToolCall, content: str) -> None:
-        """Save the result of a tool call, so that a retry sends the same."""
+        """Save the result of a tool call, so that a retry sends the same result."""
         await self._store.put(
             self._result_key(answer, tool_call), {"at": time.time(), "content": content}, retention_s()
         )
@@ -273,6 +273,6 @@ class RunRecords:
         return f"turn/{self._run}/{digest('turn', [name, prompt])}"
 
     def _result_key(self, answer: str, tool_call: ToolCall) -> str:
-        # Ids do not tell calls apart: some models number them from zero in every answer.
+        # An id alone is not unique: some models number the tool calls of each answer from zero.
         parts = [tool_call[part] for part in ("id", "name", "arguments")]
         return f"tool/{self._run}/{digest('tool', [answer, *parts])}"

@@ -1,10 +1,10 @@
-"""Disk: the store on this machine, one SQLite file that is shared by all processes.
+"""Disk: stores records in one SQLite file on this machine, shared by all processes.
 
-Each write is on the disk when it returns (synchronous=FULL), and survives a kill and a power cut. One commit serves
-all writes that have gathered meanwhile.
+A write is on the disk when it returns (synchronous=FULL), and survives a kill and a power cut. All writes that arrive
+while another is committed share the next commit.
 
-The table is laid out as diskcache lays out its own, which earlier versions of this package wrote through: so their
-files need no migration, and processes of both versions can share one.
+The table has the layout of diskcache, which earlier versions of this package used. So their files need no migration,
+and processes with both versions can share a file.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ T = TypeVar("T")
 
 FILE: Final = "cache.db"
 _PRAGMAS: Final = (
-    "auto_vacuum = full",  # what is pruned makes the file smaller
+    "auto_vacuum = full",  # pruning makes the file smaller
     "journal_mode = wal",
     "synchronous = full",
-    "mmap_size = 0",  # a damaged file is to be an error, not a SIGBUS
+    "mmap_size = 0",  # so that a damaged file causes an error, not a SIGBUS
     "cache_size = 2048",  # pages: 8 MiB at most
 )
 _SCHEMA: Final = {
@@ -45,14 +45,14 @@ _SCHEMA: Final = {
     " mode INTEGER DEFAULT 0, filename TEXT, value BLOB)",
     "Cache_key_raw": "CREATE UNIQUE INDEX IF NOT EXISTS Cache_key_raw ON Cache (key, raw)",
     "Cache_expire_time": "CREATE INDEX IF NOT EXISTS Cache_expire_time ON Cache (expire_time)",
-    # The oldest records are asked for when the state grows too large.
+    # Used to find the oldest records when the state grows too large.
     "Cache_store_time": "CREATE INDEX IF NOT EXISTS Cache_store_time ON Cache (store_time)",
 }
-# Left to itself, SQLite waits for a lock in steps of up to 100 ms; ours are shorter, and random.
+# SQLite itself waits for a lock in steps of up to 100 ms. The steps below are shorter, and random.
 _BUSY_S: Final = 0.01
 _PATIENCE_S: Final = 60.0
 _BATCH: Final = 250  # operations in a transaction, so that other processes get their turn
-# Another process has the lock, or is just creating the file.
+# Another process has the lock, or is creating the file.
 _LOCKED: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 _SELECT: Final = "SELECT key, mode, filename, value FROM Cache WHERE key IN ({}) AND raw = 1"
 _VALUES: Final = "(?, 1, ?, ?, 1, ?)"
@@ -70,7 +70,7 @@ _LIST_ROWS: Final = (
 )
 _DELETE_EXPIRED: Final = "DELETE FROM Cache WHERE rowid IN (SELECT rowid FROM Cache WHERE expire_time < ? LIMIT 250)"
 _CLEAN_EVERY: Final = 25  # writes
-_RAW: Final = 1  # the mode of a value that stands in its row, as bytes
+_RAW: Final = 1  # the mode of a value that is stored in its row, as bytes
 
 
 class _NewRow(NamedTuple):
@@ -81,7 +81,7 @@ class _NewRow(NamedTuple):
 
 @dataclass
 class _Put:
-    """Rows to write, in one statement with those of other operations."""
+    """Rows to write, which share a statement with those of other operations."""
 
     rows: list[_NewRow]
     writes = True
@@ -89,7 +89,7 @@ class _Put:
 
 @dataclass
 class _Call:
-    """A function of the connection."""
+    """A function to call with the connection."""
 
     function: Callable[[sqlite3.Connection], Any]
     writes: bool
@@ -112,10 +112,10 @@ class DiskStore(Store):
         )
         self._connection: sqlite3.Connection | None = None
         self._inode = 0
-        self._writes_until_clean = 0  # so that a process which writes little cleans up at once
+        self._writes_until_clean = 0  # at first, so that a process with few writes cleans up, too
 
     def __del__(self) -> None:
-        self._disconnect()  # not by the garbage collector, which does not wait for a fork
+        self._disconnect()  # explicitly, under `unforkable`; a close by the garbage collector could run during a fork
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, Json]:
         wanted = list(keys)
@@ -134,7 +134,7 @@ class DiskStore(Store):
         data = None if new is None else encode_record(key, new)
 
         def swap(connection: sqlite3.Connection) -> bool:
-            # Records are compared as they are read: a damaged record is an error here, too.
+            # The record is decoded for the comparison, so a damaged record raises its error here, too.
             found = self._select(connection, [key]).get(key)
             if (None if found is None else encode_record(key, found)) != expected:
                 return False
@@ -189,7 +189,7 @@ class DiskStore(Store):
         while rows := await self._run(list_page):
             for number, written_at, expires_at, key, mode, filename, value in rows:
                 last = (written_at, number)
-                record = try_decode_record(_data(mode, filename, value))
+                record = try_decode_record(_inline_value(mode, filename, value))
                 size = len(key.encode()) + (len(value) if isinstance(value, bytes) else 0)
                 yield Row(key, record, size, written_at, expires_at is not None and expires_at <= self._clock())
 
@@ -223,13 +223,13 @@ class DiskStore(Store):
         try:
             return self._execute(batch)
         except Exception as error:  # noqa: BLE001 (which the callers get; the thread goes on)
-            # One of them may be too large, or damaged: each gets its own outcome. A lock is the same for all.
+            # One record may be too large, or damaged, so each operation is repeated alone. A lock affects all of them.
             if len(batch) > 1 and not isinstance(error, _LockedError):
                 return [outcome for work in batch for outcome in self._execute_batch([work])]
             return [error] * len(batch)
 
     def _execute(self, batch: list[_Put | _Call]) -> list[Any]:
-        """Execute all of them, in one transaction if any of them writes."""
+        """Execute a batch of operations, in one transaction if any of them writes."""
         steps = [list(works) for _, works in groupby(batch, type)]
         # One statement is a transaction by itself.
         is_one_statement = all(isinstance(work, _Put) for work in batch) and len(_rows_of(batch)) <= _BATCH
@@ -246,36 +246,36 @@ class DiskStore(Store):
                 raise folder_error(self.folder, error) from error
             except sqlite3.Error as error:
                 code = error_code(error)
-                # What is open and well stays open: reading goes on when the disk is full or locked.
-                if code not in _LOCKED | {sqlite3.SQLITE_FULL} or not self._is_well():
+                # A working connection stays open, so that reads go on when the disk is full or locked.
+                if code not in _LOCKED | {sqlite3.SQLITE_FULL} or not self._is_usable():
                     self._disconnect()
                 if code not in _LOCKED or time.monotonic() > deadline:
                     raise self._translate(code, error) from error
             time.sleep(random.uniform(0.0005, 0.005))  # noqa: S311 (jitter, no secret)
 
     def _execute_step(self, step: Sequence[_Put | _Call], connection: sqlite3.Connection) -> list[Any]:
-        """Execute operations that are all of one kind."""
+        """Execute successive operations of one type."""
         self._write(connection, _rows_of(step))
         return [self._call(work, connection) if isinstance(work, _Call) else None for work in step]
 
     def _call(self, work: _Call, connection: sqlite3.Connection) -> Any:
         try:
             return work.function(connection)
-        except PolluxError as error:  # that record cannot be read; the others can
+        except PolluxError as error:  # only this record is unreadable
             return error
 
     def _select(self, connection: sqlite3.Connection, keys: Sequence[str]) -> dict[str, Json]:
         found: dict[str, Json] = {}
         for part in _split(keys):
             for key, *columns in connection.execute(_SELECT.format(", ".join("?" * len(part))), part).fetchall():
-                found[key] = decode_record(key, _data(*columns), self.where)
+                found[key] = decode_record(key, _inline_value(*columns), self.where)
         return found
 
     def _write(self, connection: sqlite3.Connection, rows: Sequence[_NewRow], statement: str = _UPSERT) -> int:
         """Write the rows in one statement, and return how many were written.
 
-        After each statement, this thread has to get Python's lock back from an event loop that is reading answers:
-        with the slots of fifty calls taken until theirs are written, that decides how fast a run is.
+        After each statement, this thread waits for the GIL, which an event loop that reads answers holds. While fifty
+        calls wait for their writes, the number of statements decides how fast a run is.
         """
         now, count = self._clock(), 0
         for part in _split(rows):
@@ -287,7 +287,7 @@ class DiskStore(Store):
         return count
 
     def _remove_expired(self) -> None:
-        """Remove some expired records every few writes. Best effort: if it fails, it is done another time."""
+        """Remove some expired records every few writes. Best effort: a failure is ignored, and tried again later."""
         if self._writes_until_clean < 0 and self._connection is not None:
             self._writes_until_clean = _CLEAN_EVERY
             if (cutoff := self._expiry.cutoff()) is not None:
@@ -306,8 +306,8 @@ class DiskStore(Store):
             self._inode = _inode(file)
         return self._connection
 
-    def _is_well(self) -> bool:
-        """Return whether the connection is in no transaction. If a commit failed, it may still be."""
+    def _is_usable(self) -> bool:
+        """Return whether a connection is open without a transaction; a failed commit may leave one behind."""
         return self._connection is not None and not self._connection.in_transaction
 
     def _disconnect(self) -> None:
@@ -325,17 +325,17 @@ class DiskStore(Store):
             case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_ERROR:
                 return ConfigurationError(
                     f"The state in {self.folder} is damaged ({error}).",
-                    hint="Restore that folder from a backup, or move it away to start afresh without its records.",
+                    hint="Restore that folder from a backup, or move it away to start without its records.",
                 )
             case _ if code in _LOCKED:
                 return _LockedError(
                     f"Another process has locked the state in {self.folder} for {_PATIENCE_S:.0f} seconds.",
-                    hint="See whether a process that uses it is stopped or stuck, and end it.",
+                    hint="Check whether a process that uses it is stopped or hangs, and end that process.",
                 )
             case _:
                 return ConfigurationError(
-                    f"The disk failed under the state in {self.folder} ({error}): this was not saved.",
-                    hint="See whether that disk is full, over a quota or broken.",
+                    f"The disk with the state in {self.folder} failed ({error}). The record was not saved.",
+                    hint="Check whether that disk is full, over a quota or broken.",
                 )
 
 
@@ -359,7 +359,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def error_code(error: BaseException) -> int:
-    """Return the primary result code of an error of SQLite; 0 for others."""
+    """Return the primary result code of an SQLite error; 0 for any other error."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
@@ -367,7 +367,7 @@ def _set_up(connection: sqlite3.Connection) -> None:
     for pragma in _PRAGMAS:
         connection.execute(f"PRAGMA {pragma}")
     found = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-    if _SCHEMA.keys() - found:  # else it is opened without a write: a full disk can still be read
+    if _SCHEMA.keys() - found:  # no write unless it is needed, so that a full disk can still be read
         with transaction(connection):
             for statement in _SCHEMA.values():
                 connection.execute(statement)
@@ -381,8 +381,8 @@ def _rows_of(works: Sequence[_Put | _Call]) -> list[_NewRow]:
     return [row for work in works if isinstance(work, _Put) for row in work.rows]
 
 
-def _data(mode: int, filename: str | None, value: object) -> object:
-    """Return the data of a row; None for values in other files or pickled, which are never looked into."""
+def _inline_value(mode: int, filename: str | None, value: object) -> object:
+    """Return the data of a row; None for values in other files and for pickles, which are never read."""
     return value if mode == _RAW and filename is None else None
 
 

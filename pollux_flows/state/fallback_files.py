@@ -1,7 +1,7 @@
-"""Fallback files: answers that the store does not accept, each in a file on this machine until it does.
+"""Fallback files: save answers to files on this machine while the store does not accept them.
 
-They were paid for, and a run that fails has no result to hold them. The next run that begins on this machine saves
-them in the store, before it looks for answers.
+These answers were paid for, and a failed run has no result that contains them. The next run that begins on this
+machine copies them to the store before it looks for saved answers.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _FOLDER: Final = "spill"
 
 
 def write_fallback_file(records: dict[str, Json]) -> Path | None:
-    """Write these records to a file that survives this process; return None if no disk accepts it."""
+    """Write these records to a file that survives this process and return its path; None if no disk accepts it."""
     for folder in _folders():
         path = folder / f"{uuid4().hex}.json"
-        part = path.with_suffix(".part")  # renamed once it is complete, so that no other process reads half of it
+        part = path.with_suffix(".part")  # renamed once it is complete, so that no process reads a partial file
         with suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with open(part, "x", opener=_open_for_owner) as file:
@@ -49,7 +49,7 @@ async def save_fallback_files(store: Store) -> int:
         except FileNotFoundError:  # another process has saved it
             continue
         except ValueError:
-            warnings.warn(f"{path} is damaged: its answer will be asked for again.", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{path} is damaged. Its answer will be requested again.", RuntimeWarning, stacklevel=2)
             path.rename(path.with_suffix(".damaged"))
             continue
         stored = await store.get_many(records)
@@ -63,7 +63,7 @@ async def save_fallback_files(store: Store) -> int:
 
 
 def _folders() -> list[Path]:
-    """Return the folders for fallback files, best first. The disk of the state may be the one that is full."""
+    """Return the folders for fallback files, best first. The second is often on another disk than the state."""
     user = os.getuid() if hasattr(os, "getuid") else "user"
     return [home() / _FOLDER, Path(tempfile.gettempdir()) / f"pollux-{_FOLDER}-{user}"]
 

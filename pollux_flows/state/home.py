@@ -1,4 +1,4 @@
-"""Home: the folder on this machine where the embedded state lives."""
+"""Home: the folder on this machine that contains the local state."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def home() -> Path:
     """Return `POLLUX_HOME`, or else `pollux` inside Prefect's home. The folder may not exist yet."""
     if own := os.environ.get(VARIABLE, "").strip():
         return _absolute(own)
-    # Found the way Prefect finds it: importing Prefect for a path would cost a second.
+    # Derived as Prefect does, without importing Prefect, which would take a second.
     return _absolute(os.environ.get("PREFECT_HOME", "").strip() or "~/.prefect") / "pollux"
 
 
 def prepare_folder(folder: Path) -> Path:
-    """Create `folder` if it is missing and return it, or raise a ConfigurationError that says why it cannot be used."""
+    """Create `folder` if it is missing and return it, or raise a ConfigurationError with the reason it is unusable."""
     try:
         # Answers are confidential: other users of the machine may not read them.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -34,11 +34,11 @@ def prepare_folder(folder: Path) -> Path:
 
 
 def folder_error(folder: Path, error: OSError) -> ConfigurationError:
-    """Return the error for a folder in which the system does not let this process work."""
+    """Return the error for a folder that the operating system does not let this process use."""
     match error.errno:
         case errno.EEXIST | errno.ENOTDIR:
             return ConfigurationError(
-                f"State cannot be stored in {folder}: it is, or lies in, a file.", hint=_ELSEWHERE
+                f"State cannot be stored in {folder}: this path, or a part of it, is a file.", hint=_ELSEWHERE
             )
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return ConfigurationError(f"State cannot be stored in {folder}: it cannot be written to.", hint=_ELSEWHERE)
@@ -50,10 +50,10 @@ def folder_error(folder: Path, error: OSError) -> ConfigurationError:
 
 
 def disk_full_error(folder: Path) -> ConfigurationError:
-    """Return the error for a disk without room for the state."""
+    """Return the error for a disk without free space for the state."""
     return ConfigurationError(
-        f"There is no room left for the state in {folder}: this was not saved.",
-        hint="Make room on that disk, and run again; earlier records are still there, and with a few megabytes free"
+        f"The disk is full: a record was not saved in {folder}.",
+        hint="Free some space on that disk, and run again; earlier records are still there. With a few megabytes free,"
         f" pollux-flows state prune removes the oldest. Or {_ELSEWHERE[0].lower()}{_ELSEWHERE[1:]}",
     )
 

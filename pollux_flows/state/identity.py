@@ -1,8 +1,8 @@
-"""Identity: the SHA-256 of labelled, canonical JSON of all inputs that can change an answer.
+"""Identity: identifies calls by the SHA-256 of labelled, canonical JSON of all inputs that can change an answer.
 
-Each field of Config (as Target), Options and Source is either in the key or left out with a reason; a test breaks
-when a new field is neither. A field at its default is not included, so that a field which a later version adds leaves
-the identities of all earlier answers unchanged.
+Each field of Config (as Target), Options and Source is either in the key or left out for a stated reason; a test fails
+for a new field that is neither. Fields at their default are omitted, so that a field which a later version adds does
+not change the identities of earlier answers.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ TARGET_IN_KEY: Final = {"provider", "model", "base_url", "use_mock"}
 CONFIG_LEFT_OUT: Final = {
     "api_key": "changes who pays, not the answer",
     "request_concurrency": "changes when calls are made, not their answers",
-    "retry": "the same",
-    "timeout_s": "the same",
-    "keep_files_s": "the same",
-    "requests_per_minute": "the same",
-    "tokens_per_minute": "the same",
+    "retry": "changes whether a call succeeds, not its answer",
+    "timeout_s": "changes whether a call succeeds, not its answer",
+    "keep_files_s": "changes how long files stay at the provider, not the answers",
+    "requests_per_minute": "changes when calls are made, not their answers",
+    "tokens_per_minute": "changes when calls are made, not their answers",
 }
 OPTIONS_IN_KEY: Final = {
     "system_instruction",
@@ -46,12 +46,12 @@ OPTIONS_IN_KEY: Final = {
 }
 OPTIONS_LEFT_OUT: Final = {
     "implicit_caching": "changes what the answer costs, not the answer",
-    "cache_ttl": "the same",
+    "cache_ttl": "changes what the answer costs, not the answer",
 }
 SOURCE_IN_KEY: Final = {"source_type", "mime_type", "text", "uri", "gemini_video", "gemini_url_context"}
 SOURCE_LEFT_OUT: Final = {
-    "trust_mime_type": "decides what mime_type is, and that is in the key",
-    "identifier": "a name for people, never sent",
+    "trust_mime_type": "decides about mime_type, which is in the key",
+    "identifier": "a name for readers, never sent",
     "size_bytes": "follows from the content",
 }
 TURN_IN_KEY: Final = {"role", "content", "tool_calls", "tool_call_id", "sources", "provider_state"}
@@ -62,12 +62,12 @@ TURN_LEFT_OUT: Final = {
 
 
 def digest(label: str, value: Any) -> str:
-    """Return the SHA-256 of `value` as canonical JSON; equal values with other labels have other digests."""
+    """Return the SHA-256 of `value` as canonical JSON; equal values with different labels have different digests."""
     return hashlib.sha256(f"{label}\n{canonical(value)}".encode()).hexdigest()
 
 
 def source_identity(source: Source, provider: ProviderName, content: tuple[str, str] | None = None) -> str:
-    """Return the identity of a source. Sources that the provider cannot tell apart are equal.
+    """Return the identity of a source, which is equal for sources that look equal to the provider.
 
     `content` is the hash and MIME type of a file.
     """
@@ -79,7 +79,7 @@ def source_identity(source: Source, provider: ProviderName, content: tuple[str, 
 
 
 def conversation_identity(turns: Sequence[Turn], attached: Sequence[str], response_id: str | None) -> Any:
-    """Return the sent part of the prior turns; None if there are none. `attached` are the identities of sources."""
+    """Return the part of the prior turns that is sent; None if there are none. `attached` are source identities."""
     identities = iter(attached)
 
     def dump_turn(turn: Turn) -> dict[str, Any]:
@@ -92,25 +92,25 @@ def conversation_identity(turns: Sequence[Turn], attached: Sequence[str], respon
 def request_identity(target: Target, options: Options, sources: list[str], conversation: Any = None) -> str:
     """Return the identity of a request, which all its calls share; `sources` are their identities, in order.
 
-    Of `history` and `continue_from`, only the part that is sent counts: `conversation`. The rest of an envelope (its
-    duration, what was reused) differs each time the prior turn is asked again.
+    Of `history` and `continue_from`, only the part that is sent counts: `conversation`. The rest of an envelope (such
+    as its duration) differs each time the prior turn is requested again.
     """
     fields = _dump(
         options, OPTIONS_IN_KEY - {"response_schema", "provider_options", "history", "continue_from", "cache"}
     )
     if (handle := options.cache_handle) is not None:
-        # Its expiry does not count; nor does its name, if its contents are known: a cache that is created again has
-        # another name, and the paid answers are still found.
+        # The expiry of a cache does not count, nor does its name if its contents are known: when the cache is created
+        # again under another name, the answers that were paid for are still found.
         fields["cache"] = {"contents": handle.contents} if handle.contents else {"name": handle.name}
-    # The schema counts, not the name of its class; and only the options of the active provider are sent.
+    # The name of the schema's class does not count. Of the provider options, only those of this provider are sent.
     if (schema := options.response_json_schema()) is not None:
         fields["response_schema"] = _dump_in_order(schema)
     if options.tools:
         fields["tools"] = _dump_in_order(fields["tools"])
     if (own := (options.provider_options or {}).get(target.provider)) is not None:
         fields["provider_options"] = own
-        # Within an option, such as a schema, the order of keys counts. Sorted keys add nothing, so that such requests
-        # have the identity that they had before order counted.
+        # Within an option, such as a schema, the order of keys counts. Requests with sorted keys have the identity
+        # that earlier versions gave them, when the order did not count.
         if (ordered := _dump_in_order({name: own[name] for name in sorted(own)})) != canonical(own):
             fields["provider_options_in_order"] = ordered
     return digest(
@@ -129,7 +129,7 @@ def cache_contents_identity(
 ) -> str:
     """Return the identity of the contents of a cache; `sources` are the identities of its sources, in order.
 
-    The order of keys within a tool does not count, that of tools and of sources does.
+    The order of keys within a tool does not count; the order of tools and of sources does.
     """
     return digest(
         "cache-contents",
@@ -138,7 +138,7 @@ def cache_contents_identity(
 
 
 def cache_identity(target: Target, account: str, contents: str) -> str:
-    """Return the identity of a cache: its contents at one provider, for one model, address and account.
+    """Return the identity of a cache: its contents, provider, model, address and account.
 
     Its lifetime and the locations and names of its files are not part of it.
     """
@@ -151,7 +151,7 @@ def call_identity(request: str, prompt: str | None, occurrence: int) -> str:
 
 
 def _dump_in_order(schema: Any) -> str:
-    # Models fill in the fields of a schema in their order, so the order counts.
+    # A model fills in the fields in the order of the schema, so the order can change the answer.
     return json.dumps(schema, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

@@ -1,7 +1,7 @@
-"""Journal: the answers of a run, saved before they count as received.
+"""Journal: saves the answers of a run before they count as received.
 
-An answer is saved for the run that asked, where a retry of that run finds it. A pointer for its call leads to the
-latest answer of any run, so that later runs can reuse it.
+An answer is saved for the run that requested it, so that a retry of the run finds it. A pointer for its call leads to
+the latest answer of any run, so that later runs can reuse it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from pollux_flows.result import Outcome
 from pollux_flows.state import fallback_files, leases
 from pollux_flows.state.answer_record import make_answer_record, pointer_key, read_answer, read_pointer
 from pollux_flows.state.identity import digest
-from pollux_flows.state.index import Call, RunFacts, write_facts, write_index
+from pollux_flows.state.index import IndexCall, RunFacts, write_facts, write_index
 from pollux_flows.state.leases import LEASE_S, Clock, Lease
 from pollux_flows.state.maintenance import enforce_max_size
 from pollux_flows.state.retention import retention_s
 from pollux_flows.state.store import Json, Store
 
-# The record of a longer text is made on a thread: it would block the event loop.
+# The record of a longer text is made on a thread, so that it does not block the event loop.
 _LARGE: Final = 1 << 20
 
 
 class CallLeasedError(Exception):
-    """Another execution has the lease on this call, or has answered it: look again once the lease is released."""
+    """Another execution has the lease on this call, or has just answered it. Look again once it is released."""
 
 
 class Journal:
@@ -42,13 +42,13 @@ class Journal:
         self._name = digest("run", run)
 
     async def save_fallback_files(self) -> None:
-        """Save the answers that an earlier attempt on this machine could only write to a file."""
+        """Copy answers to the store that earlier attempts on this machine could only write to files."""
         await fallback_files.save_fallback_files(self.store)
 
     async def begin(self, *, complete: bool | None = None) -> None:
-        """Record that the run asks something. If the store cannot be written to, that fails before anything is paid.
+        """Record that the run begins to send requests. An unwritable store so fails before anything is paid for.
 
-        `complete` is False for a run that will call `end` when all is answered; None where its slots record that.
+        `complete` is False for a run that will call `end` when all calls are answered, and None if slots record that.
         """
         await self._write_header(complete)
         await enforce_max_size(self.store, self.clock)
@@ -64,7 +64,7 @@ class Journal:
         await self.store.put(f"run/{self._name}", record, self._retention_s)
 
     async def load_own(self, calls: Sequence[str]) -> dict[str, Outcome]:
-        """Return the outcomes of these calls in this run, as far as they are saved."""
+        """Return the saved outcomes of these calls in this run."""
         keys = {self._answer_key(call): call for call in calls}
         records = await self.store.get_many(keys)
         return {keys[key]: read_answer(key, record, self.store.where, "run") for key, record in records.items()}
@@ -72,9 +72,9 @@ class Journal:
     async def load_reusable(
         self, calls: Sequence[str], max_age_s: float | None, since: float = 0.0
     ) -> dict[str, Outcome]:
-        """Return the latest outcomes of these calls in any run, as far as they are saved and not too old.
+        """Return the latest saved outcomes of these calls in any run, unless they are too old.
 
-        Those from before `since`, a time of the clock, do not count.
+        Answers from before `since`, a time of the clock, do not count.
         """
         pointers, where = {pointer_key(call): call for call in calls}, self.store.where
         since = since if max_age_s is None else max(since, self.clock() - max_age_s)
@@ -87,34 +87,34 @@ class Journal:
         return {places[key]: read_answer(key, record, where, "always") for key, record in records.items()}
 
     async def has_answers(self, outcomes: Sequence[Outcome]) -> bool:
-        """Return whether the store has these answers, for this run and for any other that may reuse them."""
+        """Return whether the store has these answers, both for this run and for reuse by others."""
         keys = {pointer_key(outcome.identity) for outcome in outcomes}
         keys |= {self._answer_key(outcome.identity) for outcome in outcomes if outcome.reused != "always"}
         return keys == (await self.store.get_many(keys)).keys()
 
-    async def write_index(self, calls: Sequence[Call], flow_run: str | None) -> None:
-        """Record which calls are asked, so that the answers of the run can be listed."""
-        found_as = [(call, call.identity) for call in calls]
-        await write_index(self.store, self._name, flow_run, found_as, at=self.clock())
+    async def write_index(self, calls: Sequence[IndexCall], flow_run: str | None) -> None:
+        """Record the calls that are made, so that the answers of the run can be listed."""
+        stored_calls = [(call, call.identity) for call in calls]
+        await write_index(self.store, self._name, flow_run, stored_calls, at=self.clock())
 
     async def write_facts(self, facts: RunFacts, flow_run: str | None) -> None:
-        """Record what a list of the answers needs beside them."""
+        """Record the facts that a list of the answers needs."""
         await write_facts(self.store, self._name, flow_run, facts, at=self.clock())
 
     async def save_answer(self, call: str, outcome: Outcome) -> None:
-        """Save an answer, which survives a crash of the machine once this returns."""
+        """Save an answer. Once this returns, the answer survives a crash of the machine."""
         is_large = outcome.answer is not None and len(outcome.answer.text) > _LARGE
         make = self.make_records
         records = await asyncio.to_thread(make, call, outcome) if is_large else make(call, outcome)
         await self.store.put_many(records, self._retention_s)
 
     async def save_error(self, call: str, outcome: Outcome) -> None:
-        """Save a response without a usable answer. It does not replace an answer, but its cost is added to it."""
+        """Save a response without a usable answer. If there is an answer already, only the cost is added to it."""
         now, key = self.clock(), self._answer_key(call)
         earlier = (await self.load_own([call])).get(call)
         if earlier is not None and earlier.problem is None:
             paid = earlier.paid_before_usd + (outcome.cost_usd or 0.0)
-            # A budget counts both or, of two that differ in that, both once more.
+            # If only one of the two was counted in a budget, both are counted again.
             counted_in = earlier.counted_in if earlier.counted_in == outcome.counted_in else None
             outcome = earlier.model_copy(update={"paid_before_usd": paid, "counted_in": counted_in})
         await self.store.put(key, make_answer_record(key, outcome, now), self._retention_s)
@@ -144,7 +144,7 @@ class Journal:
             yield acquire
 
     async def wait_for_release(self, call: str) -> None:
-        """Wait until no execution has the lease on the call: with reuse="always", or outside a named run.
+        """Wait until no execution has the lease on the call. For reuse="always", or outside a named run.
 
         Calls of a named run wait in `Slots.wait_for_slot`.
         """

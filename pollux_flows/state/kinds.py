@@ -1,4 +1,4 @@
-"""Kinds of records, recognised by their keys, and which of them may be removed."""
+"""Kinds: tells the kind of a record from its key, and whether it may be removed."""
 
 from __future__ import annotations
 
@@ -29,23 +29,24 @@ _KINDS: Final = {
     "budget": "budget",
     "shared-budget": "shared budget",
 }
-# Without most other kinds, what is at a provider would never be deleted or collected. A conversation is for people.
+# Without most of the other kinds, files at a provider would never be deleted, and batches never collected. A
+# conversation has no copy elsewhere.
 _REMOVABLE: Final = {"answer", "pointer", "run", "slot", "taker", "index", "claim", "hash", "turn", "budget"}
 
 
 def kind_of(key: str) -> str:
-    """Return the kind of the record with this key; "unknown" for one of another version."""
+    """Return the kind of the record with this key; "unknown" for a key of another version."""
     if key.startswith("run/") and (match := _RUN.fullmatch(key)):
         return "answer" if match[2] else "run"
     return _KINDS.get(key.partition("/")[0], "unknown")
 
 
 def run_of(key: str) -> str | None:
-    """Return the run that a record belongs to, as the digest of its name; None for records of no run."""
+    """Return the digest of the name of the run that a record belongs to; None if it belongs to no run."""
     match = _RUN.fullmatch(key)
     return match[1] if match else None
 
 
 def is_removable(key: str) -> bool:
-    """Return whether a record with this key may be removed; at worst, an answer is then paid for again."""
+    """Return whether a record with this key may be removed. At worst, an answer is then paid for again."""
     return kind_of(key) in _REMOVABLE

@@ -1,10 +1,10 @@
-"""Leases: the exclusive right to work on a record, which the owner renews and others acquire once it has run out.
+"""Leases: exclusive rights to work on a record, which the owner renews and others acquire once they have expired.
 
-The lease is stored in the record that it is about, and every write of the owner checks it in the same swap. So an
-owner that was taken for dead and comes back late cannot overwrite the record of its successor: it gets a
-LeaseLostError. If the owner was a process on this machine and has died, its lease ends at once.
+A lease is stored in its record, and every write of the owner checks it in the same swap. So an owner that seemed dead
+and comes back late cannot overwrite the record of its successor: it gets a LeaseLostError. If the owner was a process
+on this machine and has died, its lease ends at once.
 
-Leases are measured by the wall clock: machines that share a store must agree on the time to well within a lease.
+Leases use the wall clock: the clocks of machines that share a store must differ by much less than a lease.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from pollux_flows.state.store import Json, Store
 T = TypeVar("T")
 Clock = Callable[[], float]
 Change = Callable[[Json], Json | None]
-"""Returns the new content of a record from the old, both without the lease; None deletes the record."""
+"""A function from the old content of a record to the new, both without the lease; None deletes the record."""
 
 TtlOf = Callable[[Json], float | None]
-"""Returns for how many seconds a record is stored; None: without a limit."""
+"""A function that returns for how many seconds a record is stored; None: without a limit."""
 
 LEASE_S: Final = 20.0
 _LEASE: Final = "lease"
@@ -44,7 +44,7 @@ def _unless_empty(record: Json) -> Json | None:
 
 
 class LeaseLostError(Exception):
-    """The lease had run out, and another owner has acquired it."""
+    """The lease had expired, and another owner has acquired it."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Lease:
         self.until = until
 
     async def finish(self, change: Change, *, ttl_of: TtlOf = _no_ttl) -> Json | None:
-        """Write the outcome and release the lease in one write, or raise LeaseLostError. Return the new content."""
+        """Change the record and release the lease in one write, or raise LeaseLostError. Return the new content."""
         return await self._write(lambda record, _: change(record), ttl_of)
 
     async def release(self, change: Change = _unless_empty, *, ttl_of: TtlOf = _no_ttl) -> None:
@@ -76,7 +76,7 @@ class Lease:
             await self.finish(change, ttl_of=ttl_of)
 
     async def renew(self) -> None:
-        """Extend the lease from now on, or raise LeaseLostError."""
+        """Extend the lease by its full duration from now, or raise LeaseLostError."""
         await self.write(dict)
 
     @asynccontextmanager
@@ -86,8 +86,8 @@ class Lease:
         try:
             yield
         finally:
-            # Not awaited: a cancellation that came in between would hide the outcome of the work. A renewal that is
-            # still on its way compares with the old record, so it changes nothing that is written after this.
+            # Not awaited, as a cancellation during the wait would hide the outcome of the work. A renewal that is
+            # still running compares with the old record, so it cannot overwrite a later write.
             renewing.cancel()
 
     async def acquire(self, found: Json | None, record: Json) -> bool:
@@ -103,7 +103,7 @@ class Lease:
 
         try:
             return await asyncio.shield(swapping)
-        except asyncio.CancelledError:  # the lease may have been acquired all the same
+        except asyncio.CancelledError:  # the lease may have been acquired nevertheless
             await run_to_completion(undo())
             raise
 
@@ -111,7 +111,7 @@ class Lease:
         with suppress(LeaseLostError):
             while True:
                 await asyncio.sleep(self.lease_s / 4)
-                with suppress(PolluxError):  # the store may work again at the next renewal, or for the outcome
+                with suppress(PolluxError):  # the store may work again at the next renewal
                     await self.renew()
 
     async def _write(self, change: Callable[[Json, Json], Json | None], ttl_of: TtlOf = _no_ttl) -> Json | None:
@@ -135,7 +135,7 @@ async def use_lease(lease: Lease, change: Change = _unless_empty, *, ttl_of: Ttl
         async with lease.keep_alive():
             yield
     finally:
-        with suppress(PolluxError):  # the store is unavailable: the lease runs out by itself
+        with suppress(PolluxError):  # the store is unavailable, and the lease expires by itself
             await run_to_completion(lease.release(change, ttl_of=ttl_of))
 
 
@@ -162,7 +162,7 @@ async def acquire_lease(
 
 
 def get_owner(record: Json | None, now: float) -> str | None:
-    """Return the owner of the lease on the record; None if it has run out, was released, or its owner has died."""
+    """Return the owner of the lease on the record; None if it has expired, was released, or its owner has died."""
     lease = (record or {}).get(_LEASE)
     if lease is None or lease["until"] <= now or ("process" in lease and is_dead(lease["process"])):
         return None
@@ -171,7 +171,7 @@ def get_owner(record: Json | None, now: float) -> str | None:
 
 
 def has_lease(record: Json) -> bool:
-    """Return whether the record contains a lease, even one that has run out."""
+    """Return whether the record contains a lease, even an expired one."""
     return _LEASE in record
 
 
@@ -188,9 +188,9 @@ async def change_record(
     clock: Clock = time.time,
     ttl_of: TtlOf = _no_ttl,
 ) -> Json | None:
-    """Change the content of a record without its lease, and return the new content.
+    """Change the content of a record without having its lease, and return the new content.
 
-    `change` also receives whether the lease has an owner, who keeps it. A lease that had run out is removed, so its
+    `change` also receives whether the lease has an owner. Such a lease stays; an expired one is removed, so that its
     late owner gets a LeaseLostError.
     """
     while True:
@@ -216,7 +216,7 @@ async def wait_for_release(
 
 
 async def retry_until(patience_s: float | None = None, longest_pause_s: float = 0.5) -> AsyncIterator[None]:
-    """Yield at once, and again after growing pauses; raise TimeoutError rather than after `patience_s`."""
+    """Yield at once, and again after growing pauses; raise TimeoutError once `patience_s` would be exceeded."""
     deadline = math.inf if patience_s is None else time.monotonic() + patience_s
     for pause in backoff_pauses(longest_s=longest_pause_s):
         yield
@@ -226,10 +226,10 @@ async def retry_until(patience_s: float | None = None, longest_pause_s: float = 
 
 
 def backoff_pauses(first_s: float = 0.01, longest_s: float = 0.5) -> Iterator[float]:
-    """Yield pauses that grow up to `longest_s`, with jitter, so that waiters do not ask in step."""
+    """Yield pauses that grow up to `longest_s`, with jitter, so that waiting processes do not ask in step."""
     pause = first_s
     while True:
-        yield pause * random.uniform(0.5, 1.0)  # noqa: S311 (no secret)
+        yield pause * random.uniform(0.5, 1.0)  # noqa: S311 (not a secret)
         pause = min(pause * 1.5, longest_s)
 
 

@@ -1,6 +1,6 @@
-"""Ledger: every uploaded file, its owners, and the files that have to be deleted.
+"""Ledger: records every uploaded file, its owners, and the files that have to be deleted.
 
-It makes no call to a provider itself: it decides who uploads or deletes a file, and records the outcome.
+The ledger itself calls no provider: it decides which process uploads or deletes a file, and records the outcome.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pollux_flows.state.upload import Due, Entry, Leftover, Ownership, Uploaded,
 __all__ = ["Due", "Ledger", "Upload", "UploadKey", "Uploaded"]
 
 Upload = Callable[[str], Awaitable[Uploaded]]
-"""Uploads the file under a name that contains the marker, its argument."""
+"""A function that uploads the file under a name that contains the marker, its argument."""
 
 OWNER_S: Final = 3600.0
 MARGIN_S: Final = 600.0
@@ -36,9 +36,9 @@ NO_LIMIT: Final = nullcontext()
 class Ledger:
     """The uploads recorded in a store, for all processes that share it.
 
-    An `owner` is a run or a deferred job that needs files until it releases them. Each `acquire` and `renew` renews
-    it; one that is not renewed for `owner_s` counts as dead, unless that is None. A run that starts again after its
-    release is a new owner, also under the same name.
+    An `owner` is a run or a deferred job that needs files until it releases them. Each `acquire` and `renew` extends
+    its ownership; an owner without either for `owner_s` counts as dead, unless that is None. A run that starts again
+    after its release is a new owner, even with an unchanged name.
     """
 
     def __init__(self, store: Store, clock: Clock = time.time, *, lease_s: float = LEASE_S) -> None:
@@ -47,7 +47,7 @@ class Ledger:
         self.lease_s = lease_s
 
     async def derive_account(self, key: str | None) -> str:
-        """Return the name of the account of an API key, which cannot be turned back into the key."""
+        """Return the name of an API key's account, from which the key cannot be recovered."""
         return await derive_account(self.store, key)
 
     async def acquire(
@@ -62,12 +62,13 @@ class Ledger:
         patience_s: float | None = None,
         limit: AbstractAsyncContextManager[object] = NO_LIMIT,
     ) -> Uploaded:
-        """Make `owner` an owner of the file, and return the file, which the provider has for `margin_s` more.
+        """Make `owner` an owner of the file, and return the file, which the provider stores for `margin_s` more.
 
-        If there is none, exactly one of the concurrent callers uploads it, and the others wait, at most `patience_s`
-        for each upload. If the upload fails, they fail with it; if its process dies, one of them takes over; if it is
-        cancelled, it goes on for as long as others wait. `keep_s` is for how long the file stays after the owner's
-        release or death. `limit` is entered before the upload is leased, so that a process that dies leaves few leases.
+        If there is none, exactly one of the concurrent callers uploads the file, and the others wait, at most
+        `patience_s` for each upload. If the upload fails, all of them fail; if the uploading process dies, another one
+        uploads; if the upload is cancelled, it goes on while others wait for it. `keep_s` is for how long the file
+        stays after the owner's release or death. `limit` is entered before the lease on the upload is acquired, so
+        that a process that dies leaves few leases.
         """
         began = self.clock()
         seen: str | None = None  # the upload that this caller waited for
@@ -79,18 +80,18 @@ class Ledger:
                 failure.marker == seen or failure.at > began or (failure.owner == owner and failure.is_final)
             ):
                 raise failure.to_error()
-            # However short-lived the provider's files are, one that was uploaded since then is the best there is.
+            # A file that was uploaded since then is used even if it expires soon: a new one would, too.
             fresh = entry.marker == seen or entry.since >= began
             if entry.is_usable(now + (0.0 if fresh else margin_s)):
                 if (file := await self._add_owner(entry, owner, owner_s, keep_s)) is not None:
                     return file
             elif leases.get_owner(record, now) is not None:
                 seen = entry.marker
-                # Before the file is there: an uploader that is cancelled looks for others that need it.
+                # Recorded before the upload is done, so that an uploader that is cancelled finds the others.
                 await self._add_owner(entry, owner, owner_s, keep_s)
                 await self._wait(key, patience_s)
             else:
-                await self._note(key, owner, owner_s)
+                await self._write_note(key, owner, owner_s)
                 marker = f"pollux-{uuid4().hex}"
                 async with limit:
                     if (lease := await self._acquire_upload(record, key, owner, marker)) is None:
@@ -107,7 +108,7 @@ class Ledger:
     async def add_leftover(
         self, key: UploadKey, name: str, uploaded: Uploaded | None = None, /, *, after_s: float = 0.0
     ) -> None:
-        """Record an unused file of a failed attempt, or the name of one that may exist, to be deleted."""
+        """Record an unused file of a failed attempt, or the name of a file that may exist, to be deleted."""
         at = self.clock() + after_s
         left = Leftover(marker=name, uploaded=uploaded, due_at=at, reason="idle" if uploaded else "orphan")
         await self._change(key, lambda entry, _: entry.add_leftover(left))
@@ -116,37 +117,37 @@ class Ledger:
         """Extend the ownership of all files of this owner."""
         until = None if owner_s is None else self.clock() + owner_s
 
-        def renewed(entry: Entry, _: bool) -> Entry:
+        def extend_ownership(entry: Entry, _: bool) -> Entry:
             ownership = entry.owners.get(owner)
             if ownership is None or ownership.until is None:  # a deferred job does not expire
                 return entry
             return entry.add_owner(owner, until, ownership.keep_s)
 
-        for key in await self._keys(owner):
-            entry = await self._change(key, renewed)
+        for key in await self._list_files(owner):
+            entry = await self._change(key, extend_ownership)
             if owner in entry.owners:
-                await self._note(key, owner, None if entry.owners[owner].until is None else owner_s)
+                await self._write_note(key, owner, None if entry.owners[owner].until is None else owner_s)
 
     async def release(self, owner: str) -> list[Due]:
-        """End the owner's use of all its files, and return those of them to delete now.
+        """End the owner's use of all its files, and return the files to delete now.
 
-        A file without an owner stays, for others to use, for the longest `keep_s` of its owners: 0 is not at all, None
-        until the provider removes it.
+        A file without an owner stays, for others to use, for the longest `keep_s` of its owners. 0 means not at all,
+        None until the provider removes it.
         """
-        keys = await self._keys(owner)
+        keys = await self._list_files(owner)
 
-        async def released(key: UploadKey) -> list[Due]:
+        async def release_file(key: UploadKey) -> list[Due]:
             await self._change(key, lambda entry, _: entry.remove_owner(owner, self.clock()))
-            return self._dues(await self.store.get(key.name))
+            return self._list_due_in(await self.store.get(key.name))
 
-        dues = await asyncio.gather(*map(released, keys))
-        await self.store.delete(*(_notes(owner) + key.name for key in keys))
+        dues = await asyncio.gather(*map(release_file, keys))
+        await self.store.delete(*(_notes_prefix(owner) + key.name for key in keys))
         return [due for each in dues for due in each]
 
     async def list_due(
         self, provider: ProviderName | None = None, account: str | None = None, *, unreadable: list[str] | None = None
     ) -> list[Due]:
-        """Return all files to delete by now: idle files, orphans to look for, and deletions that failed.
+        """Return all files that are to be deleted now: idle files, possible orphans, and failed deletions.
 
         A record that cannot be read is skipped, and its problem added to `unreadable`.
         """
@@ -162,13 +163,13 @@ class Ledger:
                 continue
             key = entry.key
             if entry.update_to(self.clock()) != entry:
-                await self._change(key, _unchanged)  # which saves the update
+                await self._change(key, _keep_unchanged)  # saves the update
             if provider in {None, key.provider} and account in {None, key.account}:
-                dues += self._dues(record)
+                dues += self._list_due_in(record)
         return dues
 
     async def begin_deletion(self, due: Due) -> bool:
-        """Withdraw the file from use, and return whether this process is the one to delete it."""
+        """Withdraw the file from use, and return whether this process must delete it."""
         begun = False
 
         def begin(entry: Entry, uploading: bool) -> Entry:
@@ -181,30 +182,30 @@ class Ledger:
         return begun
 
     async def finish_deletion(self, due: Due) -> None:
-        """Record that the file is gone, or never existed."""
+        """Record that the file was deleted, or never existed."""
         await self._change(due.key, lambda entry, _: entry.finish_deletion(due.marker))
 
     async def postpone_deletion(self, due: Due, why: str) -> None:
-        """Record a failed deletion, which will be due again later."""
+        """Record a failed deletion, to be tried again later."""
         await self._change(due.key, lambda entry, _: entry.postpone_deletion(due.marker, why, self.clock()))
 
     # --- Uploads --------------------------------------------------------------------------------------------
 
     async def _add_owner(self, seen: Entry, owner: str, owner_s: float | None, keep_s: float | None) -> Uploaded | None:
-        """Make `owner` an owner of the file that was seen, and return it; None if it is gone by now."""
+        """Make `owner` an owner of the file that was seen, and return the file; None if it is gone."""
         now = self.clock()
         ownership = seen.owners.get(owner)
         if ownership is not None and ownership.until is None:
             owner_s = None  # a deferred job's ownership is not shortened by a run of the same name
         until = None if owner_s is None else now + owner_s
-        # Of twenty prompts of one run, the first writes, and then one each half `owner_s`.
-        if ownership is not None and ownership.keep_s == keep_s and _lasts(ownership, now, owner_s):
+        # So of the prompts of one run, only the first one writes, and then one each half `owner_s`.
+        if ownership is not None and ownership.keep_s == keep_s and _lasts_long_enough(ownership, now, owner_s):
             return seen.uploaded
 
         def add_owner(entry: Entry, _: bool) -> Entry:
             return entry.add_owner(owner, until, keep_s) if entry.marker == seen.marker else entry
 
-        await self._note(seen.key, owner, owner_s)
+        await self._write_note(seen.key, owner, owner_s)
         entry = await self._change(seen.key, add_owner)
         return seen.uploaded if entry.marker == seen.marker else None
 
@@ -233,7 +234,7 @@ class Ledger:
     async def _finish_for_others(
         self, uploading: Coroutine[Any, Any, Uploaded | None], key: UploadKey, marker: str, owner: str
     ) -> Uploaded | None:
-        """Wait for the upload. If the caller is cancelled, cancel the upload, too, once it has no other owner."""
+        """Wait for the upload. If the caller is cancelled, cancel the upload once the file has no other owner."""
         task = asyncio.ensure_future(uploading)
 
         async def end() -> None:
@@ -249,7 +250,7 @@ class Ledger:
         except asyncio.CancelledError:
             await run_to_completion(end())
             if not task.cancelled():
-                task.exception()  # recorded for those who waited; here, the cancellation is raised
+                task.exception()  # retrieved, as it is recorded for those that wait; here, the cancellation is raised
             raise
 
     async def _has_other_owner(self, key: UploadKey, marker: str, owner: str) -> bool:
@@ -293,8 +294,8 @@ class Ledger:
         return uploaded if (await run_to_completion(save())).marker == marker else None
 
     async def _give_up(self, lease: Lease, key: UploadKey, change: Callable[[Entry], Entry]) -> None:
-        # If the lease was lost, a successor has recorded the orphan; if the store is unavailable, the lease runs out.
-        # Either way, the error that ended the upload is the one to raise.
+        # If the lease was lost, a successor has recorded the orphan; if the store is unavailable, the lease expires.
+        # In both cases, the caller raises the error that ended the upload.
         with suppress(LeaseLostError, PolluxError):
             await self._finish(lease, key, change)
 
@@ -308,11 +309,11 @@ class Ledger:
     async def _change(self, key: UploadKey, change: Callable[[Entry, bool], Entry]) -> Entry:
         """Change the entry and return it; `change` also receives whether an upload is going on."""
 
-        def changed(record: Json, uploading: bool) -> Json | None:
+        def change_entry(record: Json, uploading: bool) -> Json | None:
             return change(self._entry(record, key), uploading).to_record()
 
         return self._entry(
-            await leases.change_record(self.store, key.name, changed, clock=self.clock, ttl_of=self._ttl_of), key
+            await leases.change_record(self.store, key.name, change_entry, clock=self.clock, ttl_of=self._ttl_of), key
         )
 
     async def _finish(self, lease: Lease, key: UploadKey, change: Callable[[Entry], Entry]) -> Entry:
@@ -323,7 +324,7 @@ class Ledger:
     def _ttl_of(self, record: Json) -> float | None:
         return Entry.from_record(record).ttl_s(self.clock())
 
-    def _dues(self, record: Json | None) -> list[Due]:
+    def _list_due_in(self, record: Json | None) -> list[Due]:
         if record is None:
             return []
         now = self.clock()
@@ -331,23 +332,23 @@ class Ledger:
             Entry.from_record(record).update_to(now).list_due(now, uploading=leases.get_owner(record, now) is not None)
         )
 
-    # --- Notes: the files of an owner, so that its release need not look at all entries --------------------------
+    # --- Notes: list the files of an owner, so that its release need not read all entries -----------------------
 
-    async def _note(self, key: UploadKey, owner: str, owner_s: float | None) -> None:
+    async def _write_note(self, key: UploadKey, owner: str, owner_s: float | None) -> None:
         ttl_s = None if owner_s is None else owner_s + _DAY_S
-        await self.store.put(_notes(owner) + key.name, key.model_dump(mode="json"), ttl_s=ttl_s)
+        await self.store.put(_notes_prefix(owner) + key.name, key.model_dump(mode="json"), ttl_s=ttl_s)
 
-    async def _keys(self, owner: str) -> list[UploadKey]:
-        return [UploadKey.model_validate(record) async for _, record in self.store.scan(_notes(owner))]
+    async def _list_files(self, owner: str) -> list[UploadKey]:
+        return [UploadKey.model_validate(record) async for _, record in self.store.scan(_notes_prefix(owner))]
 
 
-def _notes(owner: str) -> str:
+def _notes_prefix(owner: str) -> str:
     return f"owner/{digest('owner', owner)}/"
 
 
-def _lasts(ownership: Ownership, now: float, owner_s: float | None) -> bool:
+def _lasts_long_enough(ownership: Ownership, now: float, owner_s: float | None) -> bool:
     return ownership.until is None or (owner_s is not None and ownership.until > now + owner_s / 2)
 
 
-def _unchanged(entry: Entry, _: bool) -> Entry:
+def _keep_unchanged(entry: Entry, _: bool) -> Entry:
     return entry

@@ -1,9 +1,9 @@
-"""Maintenance: a survey of a store, the removal of damaged records, and pruning by age, by size or by run.
+"""Maintenance: surveys a store, removes damaged records, and prunes by age, by size or by run.
 
-Pruning removes the oldest answers. Records about files at a provider stay, and so do conversations. So do the answers
-of a run at work, however old, for its retry if it is killed; and where answers are removed for their size, those of an
-incomplete run stay for a day, within which it is most often retried. A record that has changed since it was listed is
-not removed: concurrent prunings and writers do each other no harm.
+Pruning removes the oldest answers. Records about files at a provider and conversations stay. The answers of a running
+run stay, too, whatever their age, as a retry may need them. Pruning by size spares the answers of an incomplete run for
+a day, within which most runs are retried. A record that has changed since it was listed is not removed, so that pruning
+is safe while other processes prune or write.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from pollux_flows.state.store import Json, Row, Store, damaged_record_error
 from pollux_flows.state.upload import Entry, UploadKey
 
 _BATCH: Final = 1000
-# So much is removed at once that the next runs need not prune again.
+# The fraction of the limit to prune to, so that the next runs need not prune again.
 _TARGET: Final = 0.9
 _CHECK_EVERY_S: Final = 60.0
-# For so long, the answers of an incomplete run are not removed for their size.
+# For this long, pruning by size spares the answers of an incomplete run.
 _RETRIED_S: Final = 86_400.0
-# A disk gives back whole pages, and those of an index: hardly more than so many bytes for each of a record.
+# A disk store frees whole pages, also of its indexes: at most about this many bytes for each byte of a record.
 _BYTES_FREED: Final = 3.0
 _READERS: Final[dict[str, Callable[[Json], object]]] = {
     "budget": read_ledger,
@@ -50,7 +50,7 @@ _checked_at: Final[dict[str, float]] = {}
 
 
 class RunSummary(Record):
-    """A run and the number and cost of its answers."""
+    """A run, with the number and the cost of its answers."""
 
     name: str
     began_at: float = Field(description="The last time, as a Unix time.")
@@ -129,7 +129,7 @@ class DamageReport(Record):
 
 
 async def remove_damaged(store: Store, *, dry_run: bool = False) -> DamageReport:
-    """Remove the damaged records, except those about what is at a provider, and conversations."""
+    """Remove the damaged records, except conversations and those about files, caches or batches at a provider."""
     damaged = [row async for row in store.list_rows() if not row.expired and not _is_valid(row)]
     removable = [row for row in damaged if is_removable(row.key)]
     removed = removable if dry_run else await store.delete_rows(removable)
@@ -138,7 +138,7 @@ async def remove_damaged(store: Store, *, dry_run: bool = False) -> DamageReport
 
 
 def _is_valid(row: Row) -> bool:
-    """Return whether the record can be read as its users read it."""
+    """Return whether the code that uses this record can read it."""
     key, record = row.key, row.record
     if record is None:
         return False
@@ -168,7 +168,7 @@ def _is_valid(row: Row) -> bool:
 
 
 class Pruned(Record):
-    """The records that were removed, or would be."""
+    """The numbers of records that pruning has removed, or would remove."""
 
     answers: int = 0
     runs: int = Field(default=0, description="Runs without answers.")
@@ -178,9 +178,9 @@ class Pruned(Record):
 
 
 async def enforce_max_size(store: Store, clock: Clock = time.time) -> None:
-    """Prune the oldest answers of a store that has grown too large. Best effort: a failure is a warning.
+    """Prune the oldest answers of a store that has grown too large. Best effort: a failure is only a warning.
 
-    A Redis does not know which part of its memory is ours: there, only age bounds the state.
+    A Redis cannot tell how much of its memory these records take: there, only age limits the state.
     """
     limit, now = max_size_bytes(), time.monotonic()
     if now - _checked_at.get(store.where, -_CHECK_EVERY_S) < _CHECK_EVERY_S:
@@ -204,16 +204,16 @@ async def prune(
     dry_run: bool = False,
     clock: Clock = time.time,
 ) -> Pruned:
-    """Remove answers that are older; the oldest, until the rest takes no more; or those of one run.
+    """Remove answers by age, by size (the oldest first) or by run.
 
-    `run` is its name, or the beginning of several names up to a slash: those of one flow run. Expired records are
-    removed, too, unless `expired` is false: where no person prunes, `clock_check` decides about them.
+    `run` is the name of a run, or the common beginning of several names up to a slash, as for one flow run. Expired
+    records are removed, too, unless `expired` is false: in automatic pruning, `clock_check` decides about them.
     """
     now = clock()
     at_work = await _find_runs_at_work(store, now)
     runs = set() if run is None else await _find_runs(store, run)
     if runs & at_work:
-        raise ConfigurationError(f"The run {run} is at work.", hint="Wait for its end, then prune it.")
+        raise ConfigurationError(f"The run {run} is still running.", hint="Wait until it ends, then prune it.")
     before = None if older_than_s is None else now - older_than_s
     pruning = _Pruning(store, now, at_work, runs, before, expired=expired, dry_run=dry_run)
     await pruning.begin(max_size)
@@ -251,7 +251,7 @@ async def _find_runs(store: Store, name: str) -> set[str]:
 
 
 class _Pruning:
-    """One walk through a store that removes records in batches, on a disk from the oldest on."""
+    """One pass through a store that removes records in batches; in a disk store, the oldest first."""
 
     def __init__(
         self,
@@ -266,7 +266,7 @@ class _Pruning:
     ) -> None:
         self._store, self._now, self._at_work, self._dry_run = store, now, at_work, dry_run
         self._removes_expired = expired
-        self._runs, self._asked_before, self._before = runs, before, before
+        self._runs, self._requested_cutoff, self._cutoff = runs, before, before
         self._max_size: float | None = None
         self._excess = 0.0  # by how many bytes the store is too large
         self._size: int | None = None
@@ -275,15 +275,15 @@ class _Pruning:
         self._batch: list[Row] = []
         self._batch_size = 0
         self._removed: Counter[str] = Counter()
-        self._places: set[str] = set()  # keys of the removed answers
-        self._pointers: dict[str, Row] = {}  # by the answer they lead to, with which they are removed
+        self._places: set[str] = set()  # the keys of the removed answers
+        self._pointers: dict[str, Row] = {}  # by the answer they point to, with which they are removed
         self._headers: defaultdict[str, list[Row]] = defaultdict(list)  # removed with the last answer of their run
         self._remaining: set[str] = set()  # runs with answers that stay
         self._spared: set[str] = set()
         self._incomplete: dict[str, bool] = {}  # by run
 
     async def begin(self, max_size: float | None) -> None:
-        """Find out how much is to be removed: by measuring the store, or else by listing it for an age limit."""
+        """Determine how much to remove: from the size of the store or, if it has none, as an age limit."""
         self._size = await self._store.size()
         if self._size is None or self._dry_run:
             await self._estimate(max_size)
@@ -291,11 +291,11 @@ class _Pruning:
             self._max_size, self._excess = max_size, self._size - max_size
 
     async def _estimate(self, max_size: float | None) -> None:
-        # In one listing: records that a concurrent pruning removes must not make this one remove others instead.
+        # From one listing, so that records that a concurrent pruning removes are not replaced by others.
         listed, ages = 0, []
         async for row in self._store.list_rows():
             listed += row.size
-            run, at = _run(row), self._age(row)
+            run, at = _run_of_row(row), self._age(row)
             if at is not None and run is not None and run not in self._at_work:
                 is_spared = max_size is not None and await self._is_spared(at, run)
                 ages += [] if is_spared else [(at, row.size)]
@@ -306,17 +306,17 @@ class _Pruning:
         excess = self._ratio * listed - max_size
         for at, size in sorted(ages):
             if excess > 0:
-                self._before = math.nextafter(max(at, self._before or at), math.inf)
+                self._cutoff = math.nextafter(max(at, self._cutoff or at), math.inf)
             excess -= self._ratio * size
 
     def is_done(self, row: Row) -> bool:
-        """Return whether the store is small enough, so that this and all later answers stay."""
-        is_small_enough = self._max_size is not None and self._before is None and self._excess <= 0
+        """Return whether the store is small enough, so that this answer and all later ones stay."""
+        is_small_enough = self._max_size is not None and self._cutoff is None and self._excess <= 0
         return is_small_enough and kind_of(row.key) == "answer"
 
     async def visit(self, row: Row) -> None:
-        """Remove the record, keep it, or decide later, with the records that it belongs to."""
-        kind, place, run = kind_of(row.key), _place(row), _run(row)
+        """Remove the record, leave it, or decide later together with the records that it belongs to."""
+        kind, place, run = kind_of(row.key), _answer_key(row), _run_of_row(row)
         is_over = kind == "claim" and row.record is not None
         is_over = is_over and _get_owner(self._store, row.key, row.record or {}, self._now) is None
         if (row.expired and self._removes_expired) or place in self._places or is_over:
@@ -336,7 +336,7 @@ class _Pruning:
             self._headers[run].append(row)
 
     async def end(self, *, saw_all: bool) -> Pruned:
-        """Remove the records that have nothing left to belong to, and return the result."""
+        """Remove the records whose answers are all removed, and return the result."""
         if saw_all:
             await self._remove(*self._pointers.values())
         for run, headers in self._headers.items():
@@ -355,18 +355,18 @@ class _Pruning:
 
     async def _may_remove(self, row: Row, run: str) -> bool:
         at = self._age(row)
-        is_old = at is not None and (self._excess > 0 or (self._before is not None and at < self._before))
+        is_old = at is not None and (self._excess > 0 or (self._cutoff is not None and at < self._cutoff))
         if run in self._at_work:
             self._spared.update({run} if is_old else ())
             return False
-        is_asked_for = self._asked_before is not None and at is not None and at < self._asked_before
-        if is_old and at is not None and not is_asked_for and await self._is_spared(at, run):
+        is_requested = self._requested_cutoff is not None and at is not None and at < self._requested_cutoff
+        if is_old and at is not None and not is_requested and await self._is_spared(at, run):
             self._spared.add(run)
             return False
         return is_old or (run in self._runs and row.record is not None)
 
     async def _is_spared(self, at: float, run: str) -> bool:
-        """Return whether a record of that time is not removed for its size, as its run has yet to be retried."""
+        """Return whether pruning by size spares a record of this time, as its run may still be retried."""
         if self._now - at >= _RETRIED_S:
             return False
         if run not in self._incomplete:
@@ -374,7 +374,7 @@ class _Pruning:
         return self._incomplete[run]
 
     def _age(self, row: Row) -> float | None:
-        """Return when the record was written; None if it is not known, or after the pruning began."""
+        """Return when the record was written; None if that is unknown, or later than the start of the pruning."""
         at = (row.record or {}).get("at")
         return at if isinstance(at, float) and at < self._now else None
 
@@ -413,10 +413,10 @@ async def is_complete(store: Store, run: str) -> bool:
     return len(incomplete) < len(takers)
 
 
-def _place(row: Row) -> str:
+def _answer_key(row: Row) -> str:
     """Return the key of the answer that the record is about."""
     return str((row.record or {}).get("place")) if kind_of(row.key) == "pointer" else row.key
 
 
-def _run(row: Row) -> str | None:
-    return run_of(_place(row))
+def _run_of_row(row: Row) -> str | None:
+    return run_of(_answer_key(row))

@@ -1,4 +1,4 @@
-"""Process: an identity of this process that other processes on the same machine can check for being alive."""
+"""Process: identifies this process, so that others on the same machine can check whether it is alive."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _PROC: Final = Path("/proc")
 
 
 def this_process() -> list[str]:
-    """Return the machine, the process id and the start time of this process: ids are reused, start times are not."""
+    """Return the machine, the process id and the start time of this process, as process ids are reused."""
     pid = os.getpid()  # not cached: a fork has another
     return [_machine(), str(pid), _start_time(pid) or ""]
 
 
 def is_dead(process: list[str]) -> bool:
-    """Return whether that process is known to have ended. Of processes on other machines, that is never known."""
+    """Return whether that process has certainly ended; always False for processes on other machines."""
     machine, pid, started = process
-    # Outside Linux a process has no start time to compare with, and asking for one may end it (Windows).
+    # Outside Linux there is no start time to compare, and a check by process id could end the process (Windows).
     return bool(started) and machine == _machine() and _start_time(int(pid)) not in {started, None}
 
 
@@ -36,7 +36,7 @@ def _machine() -> str:
 
 @cache
 def boot_id() -> str:
-    """Return a name of this boot of the machine; empty where the system has none."""
+    """Return a name of this boot of the machine; empty if the system has none."""
     with suppress(OSError):
         return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
     return ""
@@ -50,6 +50,6 @@ def _start_time(pid: int) -> str | None:
         return "" if (_PROC / "self").exists() else None
     except OSError:
         return None
-    # After the name in brackets, which may contain anything: the state comes first, and the start time as the 20th.
+    # After the name in brackets, which may contain any character, the state is field 1 and the start time field 20.
     fields = status.rpartition(")")[2].split()
     return "" if fields[0] in "ZX" else fields[19]

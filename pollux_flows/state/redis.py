@@ -1,11 +1,11 @@
-"""Redis: the store that machines share, for `POLLUX_STATE_URL`.
+"""Redis: stores records in a Redis that machines share, for `POLLUX_STATE_URL`.
 
-One thread for each store has the one connection, which belongs to no event loop. Commands that gather while it waits
-for Redis go out in its next pipeline, in their order.
+Each store has one thread with one connection, which belongs to no event loop. Commands that arrive while the thread
+waits for Redis are sent in its next pipeline, in their order.
 
-If a connection breaks after a command was sent and before its reply has come, the command is sent again on a new one.
-To make that harmless, Redis remembers the id of each write for a minute, in the same script that writes: a write that
-was done is not repeated, and is reported as done.
+If a connection breaks after a command was sent and before its reply has arrived, the command is sent again on a new
+one. So that no write is done twice, the script that writes also stores the id of the write for a minute: a write with
+a stored id is only reported as done.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from pollux_flows.state.batching import Batcher
 from pollux_flows.state.store import (
     STATE_URL,
     Json,
-    LostError,
     Row,
+    StateLostError,
     Store,
     decode_record,
     encode_record,
@@ -43,12 +43,12 @@ from pollux_flows.state.store import (
 )
 
 Command = Callable[[Pipeline], object]
-"""Adds one command to a pipeline."""
+"""A function that adds one command to a pipeline."""
 
 _CONNECT_S: Final = 3.0
 _SILENCE_S: Final = 5.0  # until the next part of a reply
 _PATIENCE_S: Final = 30.0  # for a pipeline and its retries: well under the minute for which Redis remembers writes
-_RETRIES: Final = 4  # which take 1.3 s: long enough for a Redis that is restarted, or a failover
+_RETRIES: Final = 4  # they take 1.3 s, long enough for a restart of Redis, or a failover
 _BACKOFF: Final = ExponentialBackoff(cap=0.6, base=0.05)
 _BATCH: Final = 250  # commands in a pipeline
 
@@ -72,15 +72,18 @@ redis.call('SET', asked, 1, 'PX', 60000)
 return 1
 """
 
-_UNREACHABLE: Final = f"See that it runs and that {STATE_URL} is its address, then run again: what is saved is reused."
-# By a pattern for the class or the text of an error: what it means, and what to do.
+_UNREACHABLE: Final = f"Check that it runs at the address in {STATE_URL}, then run again: saved answers are reused."
+# The message and the hint for an error, by a pattern for its class or its text.
 _MESSAGES: Final = {
     "OOM": (
-        "has no memory left: this was not saved.",
-        "Give it more maxmemory, or remove what is not needed: pollux-flows state prune.",
+        "has no memory left: the record was not saved.",
+        "Raise its maxmemory, or remove records that are not needed: pollux-flows state prune.",
     ),
-    "READONLY": ("is a read-only replica: this was not saved.", f"Set {STATE_URL} to the address of the primary."),
-    "MISCONF": ("cannot save to its disk: this was not saved.", "See its log, and make room."),
+    "READONLY": (
+        "is a read-only replica: the record was not saved.",
+        f"Set {STATE_URL} to the address of the primary.",
+    ),
+    "MISCONF": ("cannot save to its disk: the record was not saved.", "See its log, and free some disk space."),
     "AuthenticationError": (
         "requires another user name or password.",
         f"{STATE_URL} contains them: redis://user:password@host:6379/0, with / ? # @ % as %2F %3F %23 %40 %25.",
@@ -89,10 +92,10 @@ _MESSAGES: Final = {
         "does not allow this user the commands of a store.",
         "Allow them: ~pollux:* +get +set +del +exists +evalsha +script +scan +info +select",
     ),
-    "MOVED|CLUSTERDOWN|CROSSSLOT": ("is part of a cluster, which a store cannot span.", "Use one that is not."),
+    "MOVED|CLUSTERDOWN|CROSSSLOT": ("is part of a cluster, which is not supported.", "Use a Redis without a cluster."),
     "BusyLoadingError": (
         "is still loading its data.",
-        "Run again when it is ready: what is saved there is reused.",
+        "Run again when it is ready: the answers saved there are reused.",
     ),
     "TimeoutError": ("does not answer in time. It is not known whether the last write was done.", _UNREACHABLE),
     "ConnectionError": (
@@ -101,13 +104,13 @@ _MESSAGES: Final = {
     ),
     "": (
         "returned an error ({error}).",
-        f"See that {STATE_URL} is the address of a Redis, and look into its log.",
+        f"Check that {STATE_URL} is the address of a Redis, and see its log.",
     ),
 }
 
 
 class _TimedPipeline(Pipeline):
-    """A pipeline whose replies must all come before a deadline: the socket's timeout only bounds each part of one."""
+    """A pipeline with a deadline for all its replies: the socket's timeout only limits each part of a reply."""
 
     deadline = math.inf
 
@@ -118,10 +121,10 @@ class _TimedPipeline(Pipeline):
 
 
 class RedisStore(Store):
-    """The Store in a Redis, which is connected to at the first operation.
+    """The Store in a Redis. It connects at its first operation.
 
     `<prefix>record:<key>` is a record, `<prefix>asked:<id>` a write that was done in the last minute, and
-    `<prefix>store` the id of the store: if it changes, the records that this process relies on are lost.
+    `<prefix>store` the id of the store. If that id changes, the records that this process relies on are lost.
     """
 
     def __init__(self, url: str, prefix: str = "pollux:") -> None:
@@ -164,8 +167,8 @@ class RedisStore(Store):
             (reply,) = await self._run([self._write(key, "same", stored, data, ttl_s)])
             if reply == 1 or reply is None:
                 return bool(reply)
-            # The script compares bytes. A damaged record is an error here, too; and an equal record that was written
-            # by hand, with other spaces perhaps, is compared once more as it is.
+            # The script compares bytes. A damaged record raises its error here, too. An equal record with other bytes,
+            # such as one that was edited by hand, is compared once more with these bytes.
             if encode_record(key, decode_record(key, reply, self.where)) != expected:
                 return False
             stored = reply
@@ -201,7 +204,7 @@ class RedisStore(Store):
                 yield Row(key, try_decode_record(data), len(key.encode()) + len(data), _hash(data))
 
     async def delete_rows(self, rows: Sequence[Row]) -> list[Row]:
-        # A row without a version is of another type, or empty: no store wrote it, so none has written it again.
+        # A row without a version has another type, or is empty: no store wrote it, so no store has changed it since.
         commands = [
             self._write(row.key, "listed" if row.version else "any", str(row.version).encode(), b"", None)
             for row in rows
@@ -224,22 +227,22 @@ class RedisStore(Store):
     def _write(
         self, key: str, when: Literal["any", "absent", "same", "listed"], old: bytes, new: bytes, ttl_s: float | None
     ) -> Command:
-        """Return the command that makes the record `new`, or deletes it if that is empty."""
+        """Return the command that sets the record to `new`, or deletes it if `new` is empty."""
         ttl = "" if ttl_s is None else str(int(min(max(ttl_s * 1000, 1), 10**15)))
         keys = [self._key("record", key), self._key("asked", f"{self._writer}-{next(self._writes)}")]
         return lambda pipeline: self._script(keys, [when, old, new, ttl], client=pipeline)
 
     async def _load(self, keys: Sequence[str]) -> list[tuple[str, bytes]]:
-        # Not by MGET, for which a key of another type is absent.
+        # Not with MGET, which treats a key of another type as absent.
         names = [self._key("record", key) for key in keys]
         replies = await self._run([lambda pipeline, name=name: pipeline.get(name) for name in names])  # type: ignore[misc]
         return [(key, data) for key, data in zip(keys, replies, strict=True) if data is not None]
 
     async def _find_keys(self, prefix: str) -> list[str]:
-        """Return the keys with this prefix, sorted: Redis has no order, so all of them at once."""
+        """Return all keys with this prefix, sorted, as Redis returns them in no order."""
         while True:
             connections, keys = self._connections, await self._scan_keys(prefix)
-            if connections == self._connections:  # on another connection, perhaps of a replica, the cursor was void
+            if connections == self._connections:  # on a new connection, perhaps to a replica, the cursor was not valid
                 return keys
 
     async def _scan_keys(self, prefix: str) -> list[str]:
@@ -251,7 +254,7 @@ class RedisStore(Store):
             ((cursor, found),) = await self._run([command])
             names.update(found)
             if cursor == 0:
-                # A name that is no text was not written by a store, and is not found by one.
+                # A name that is not text was not written by a store, and cannot be read by one.
                 return [name[len(start) :].decode(errors="replace") for name in sorted(names)]
 
     async def _run(self, commands: list[Command]) -> list[Any]:
@@ -262,16 +265,16 @@ class RedisStore(Store):
         if not isinstance(reply, ResponseError):
             return reply
         if "WRONGTYPE" in str(reply):
-            return b""  # there is a value, which is no record
+            return b""  # a value of another type, not a record
         raise self._translate(reply)
 
     # --- The connection, on the batcher's thread --------------------------------------------------------------
 
     def _start(self) -> None:
-        """Make a client, not connected yet, for this process: connections cannot be shared with a fork."""
+        """Create a client for this process, as connections cannot be shared with a fork. It does not connect yet."""
         self._writer, self._writes = uuid4().hex, count()
         self._connections, self._is_greeted = 0, False
-        # Retries are made for whole pipelines, below: nested in those of connections, they would multiply.
+        # The retries are for whole pipelines, in `_execute`. Retries of connections would multiply them.
         retry = Retry(NoBackoff(), 0)
         options = {**self._options, "retry": retry, "redis_connect_func": self._on_connect}
         self._client = Redis.from_pool(ConnectionPool(max_connections=1, **options))
@@ -305,7 +308,7 @@ class RedisStore(Store):
             if any("READONLY" in _describe(reply) for reply in replies):
                 self._disconnect()  # after a failover, another machine may have the address
             return replies
-        # Raised outside the handler: the client's own error may quote a password, and must not even be the context.
+        # Raised outside the handler, as the client's error may quote a password and must not become the context.
         raise failure
 
     def _attempt(self, commands: list[Command], deadline: float) -> list[Any]:
@@ -327,7 +330,7 @@ class RedisStore(Store):
             ],
             deadline,
         )
-        # A process that can only read must not ask a provider. Without memory, a store is of use: to make room in it.
+        # A process that cannot write must not call a provider. A store without memory is still needed, for pruning.
         if isinstance(set_id, ResponseError) and ("READONLY" in _describe(set_id) or not isinstance(store_id, bytes)):
             raise self._translate(set_id)
         self._check_id(store_id)
@@ -360,14 +363,14 @@ class RedisStore(Store):
             raise self._translate(store_id)
         self._id = self._id or store_id
         if store_id != self._id:
-            raise LostError(
+            raise StateLostError(
                 f"The Redis at {self.where} has lost the records that were saved there.",
-                hint="Restore its data. If they are gone, start again what is running: that starts afresh."
-                " Let it save its data (appendonly yes), and see that it is not flushed.",
+                hint="Restore its data. If that is not possible, restart the running processes, which start without"
+                " saved records. Let Redis save its data (appendonly yes), and do not flush it.",
             )
 
     def _translate(self, error: Exception) -> ConfigurationError:
-        """Return the error in words, with the text from Redis, but without what was sent to it."""
+        """Return an error with a readable message: it quotes Redis, but not the commands that were sent."""
         description = _describe(error)
         message, hint = next(
             words for pattern, words in _MESSAGES.items() if re.search(rf"\b(?:{pattern})\b", description)
@@ -389,17 +392,17 @@ def _describe(reply: Any) -> str:
 def _parse_options(url: str) -> dict[str, Any]:
     """Return the options of a connection; the URL is not shown in errors, as it may contain a password."""
     try:
-        # The part before a stray / ? or # would be taken for a host, or a port, and shown.
+        # If the password contains / ? or #, a part of it would be parsed as a host or a port, and be shown.
         if re.match(r"\w+://[^@/?#]*[/?#].*@", url):
             raise ValueError  # noqa: TRY301
         options = {"socket_connect_timeout": _CONNECT_S, "socket_timeout": _SILENCE_S, **parse_url(url)}  # type: ignore[no-untyped-call]
         options = {"connection_class": Connection, **options, "protocol": 2, "decode_responses": False}
-        options["connection_class"](**_without_class(options))  # raises what is wrong; nothing is connected yet
+        options["connection_class"](**_without_class(options))  # raises for wrong options; does not connect
     except (TypeError, ValueError, RedisError):
         raise ConfigurationError(
             f"{STATE_URL} is not the address of a Redis.",
-            hint="It is redis://user:password@host:6379/0, rediss:// for TLS, or unix:///path, with options of redis-py"
-            " after a ?. In the user and the password, / ? # @ % are %2F %3F %23 %40 %25.",
+            hint="Use redis://user:password@host:6379/0, rediss:// for TLS, or unix:///path, with options of redis-py"
+            " after a ?. In the user and the password, write / ? # @ % as %2F %3F %23 %40 %25.",
         ) from None
     return options
 

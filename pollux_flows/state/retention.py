@@ -24,7 +24,7 @@ def retention_s() -> float:
         days = 0.0
     if not 0 < days <= 36_500:  # noqa: PLR2004 (a century)
         raise ConfigurationError(
-            f"{KEEP_DAYS} is no number of days: {setting!r}.", hint="Set it to 30, say, or unset it."
+            f"{KEEP_DAYS} is not a number of days: {setting!r}.", hint="Set it to a number such as 30, or unset it."
         )
     return days * 86_400
 

@@ -1,18 +1,18 @@
-"""Slots: which saved answers of a run belong to which of its calls, and which execution has which slot.
+"""Slots: assign the saved answers of a run to its calls, and let one execution at a time have each of them.
 
-A question is identified by its run and by its request and prompt. Identical questions of one run differ by an ordinal
-alone: any of them may have any of their answers. One record for each question lists its takers by ordinal.
+A question is identified by its run, its request and its prompt. Identical calls of one run differ only in an ordinal,
+so each of them may have any of their answers. One record for each question lists its takers by ordinal.
 
 A taker is one execution. It has a lease, and records its chain: the flow runs and tasks that it is part of, outermost
-first, each with a mark of its present attempt. A slot is
+first, each with a mark of its current attempt. A slot is
 
 - asking, while it has no answer and its taker is alive;
-- answered, once the journal has its answer: it belongs to its taker until that lapses, which it does when an ancestor
-  that taker and asker share has started again;
+- answered, once the journal has its answer. It then belongs to its taker until the taker lapses, that is, until an
+  ancestor that the taker shares with the execution that asks now has started again;
 - free otherwise: its taker died, or ended without an answer.
 
-So a retry reuses the answers of the attempt before, concurrent siblings with equal questions get an answer each, and
-an execution waits for an answer that an earlier attempt is still asking for.
+So a retry reuses the answers of the attempt before, concurrent siblings with equal questions get different answers, and
+an execution waits for an answer that an earlier attempt has requested and not received yet.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pollux_flows.state.store import Json, Store, damaged_record_error
 
 Chain = tuple[tuple[str, str], ...]
 
-# A lease counts as over for its owner this long before its end: a request takes a moment to leave.
+# For its owner, a lease ends this long before its end, as it takes a moment to send a request.
 _MARGIN_S: Final = 1.0
 
 
@@ -45,18 +45,18 @@ class RunScope:
 
     run: str
     chain: Chain = ()
-    """Empty for a run that is named by its caller: each execution of it is an attempt of its own."""
+    """Empty for a run that its caller has named: each of its executions is an attempt of its own."""
     flow_run: str | None = None
-    """The Prefect flow run that asks."""
+    """The id of the Prefect flow run that makes the calls."""
     is_repeated: bool = False
-    """True if the run has been started before, maybe by an earlier version of this package."""
+    """True if the run has been started before, perhaps by an earlier version of this package."""
     sub_flow: str = ""
-    """Equal for sub-flows that one flow run called with equal parameters; empty where Prefect finds no result again."""
+    """Equal for sub-flows with equal parameters; empty if Prefect does not reuse the result of the sub-flow."""
     place: str = ""
-    """The task run that stands for the sub-flow in the flow run that called it. It outlives attempts."""
+    """The task run that represents the sub-flow in the flow run that called it. It stays for all attempts."""
 
 
-class Call(index.Call, Protocol):
+class SlotCall(index.IndexCall, Protocol):
     """The part of a planned call that a slot depends on."""
 
     @property
@@ -66,20 +66,20 @@ class Call(index.Call, Protocol):
 
 
 @dataclass(frozen=True)
-class Slot:
-    """A place for one answer, which belongs to this execution."""
+class AnswerSlot:
+    """A place for one answer, acquired by this execution."""
 
     identity: str
     taker: str
     outcome: Outcome | None = None
-    """The answer that an earlier attempt paid for."""
-    passed_over: tuple[Outcome, ...] = ()
-    """Answers to this question that earlier attempts paid for and that are not reused."""
+    """The answer of an earlier attempt, if there is one."""
+    unused_answers: tuple[Outcome, ...] = ()
+    """Answers to this question that earlier attempts paid for, but that are not reused."""
 
     @property
     def spent_usd(self) -> float:
         """Return the cost of the answers that are not reused."""
-        return sum(outcome.paid_usd for outcome in self.passed_over)
+        return sum(outcome.paid_usd for outcome in self.unused_answers)
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,16 @@ class _Taker:
 
 @dataclass
 class _Question:
-    """The slots of one question as they are stored, and the calls that want some of them."""
+    """The stored slots of one question, and the calls that need some of them."""
 
     name: str
-    calls: list[Call] = field(default_factory=list)
+    calls: list[SlotCall] = field(default_factory=list)
     record: Json | None = None
     answers: dict[int, Outcome] = field(default_factory=dict)
 
     @property
     def takers(self) -> list[str | None]:
-        """The takers by ordinal. An answer without a taker was saved by an earlier version, or is shared."""
+        """The takers by ordinal; None for an answer that an earlier version saved, or that is shared."""
         listed = list((self.record or {}).get("takers", []))
         return listed + [None] * (1 + max(self.answers, default=-1) - len(listed))
 
@@ -123,22 +123,22 @@ class Slots:
         self._opening = asyncio.Lock()
         self._stack = AsyncExitStack()
 
-    async def acquire(self, calls: Sequence[Call], *, reuse: bool = True) -> dict[int, Slot]:
-        """Return a slot for each of these calls, by the call's index. A call without one waits for another execution.
+    async def acquire(self, calls: Sequence[SlotCall], *, reuse: bool = True) -> dict[int, AnswerSlot]:
+        """Return slots for these calls, by the index of the call. A call without a slot must wait for one.
 
-        Without `reuse`, each call gets a slot that has no answer.
+        Such a call has to wait for another execution. Without `reuse`, each call gets a slot that has no answer.
         """
         token = (await self._acquire_lease()).token
         pending: dict[str, _Question] = {}
         for call in calls:
             name = call.identity if call.occurrence == 0 else call_identity(call.request, call.prompt, 0)
             pending.setdefault(name, _Question(name)).calls.append(call)
-        taken: dict[int, Slot] = {}
+        taken: dict[int, AnswerSlot] = {}
         while pending:
             takers = await self._load(pending.values())
             choices = {name: self._choose(question, takers, token, reuse=reuse) for name, question in pending.items()}
             dead = {each for choice in choices.values() for each in choice.dead}
-            # If one came alive again, the choices are outdated.
+            # If a taker is alive again, the choices are outdated.
             if not all([await self._revoke(each) for each in dead]):
                 continue
             changes = {
@@ -153,14 +153,14 @@ class Slots:
                     continue
                 taken |= choice.slots
                 del pending[name]
-        found_as = [(call, taken[call.index].identity) for call in calls if call.index in taken]
-        await index.write_index(self._store, self._run, self._scope.flow_run, found_as, at=self._clock())
+        stored_calls = [(call, taken[call.index].identity) for call in calls if call.index in taken]
+        await index.write_index(self._store, self._run, self._scope.flow_run, stored_calls, at=self._clock())
         return taken
 
-    async def wait_for_slot(self, call: Call, lost: Slot | None = None) -> Slot:
+    async def wait_for_slot(self, call: SlotCall, lost: AnswerSlot | None = None) -> AnswerSlot:
         """Wait until another execution has answered the call or has ended, and return a slot for it.
 
-        `lost` is the slot that the call had until the lease ran out.
+        `lost` is the slot that the call had until the lease expired.
         """
         if lost is not None:
             await self._drop_lease(lost.taker)
@@ -169,8 +169,8 @@ class Slots:
                 return slot
         raise AssertionError
 
-    async def check_lease(self, slot: Slot) -> None:
-        """Renew the lease if it ends soon; raise LeaseLostError if another execution may have the slot by now."""
+    async def check_lease(self, slot: AnswerSlot) -> None:
+        """Renew the lease if it ends soon; raise LeaseLostError if another execution may have the slot."""
         lease = await self._acquire_lease()
         if lease.token != slot.taker:
             raise LeaseLostError(slot.taker)
@@ -196,7 +196,7 @@ class Slots:
         return self._lease
 
     async def _drop_lease(self, taker: str) -> None:
-        """Forget a lease that was lost, so that this execution becomes another taker."""
+        """Forget a lost lease, so that this execution becomes a new taker."""
         async with self._opening:
             if self._lease is not None and self._lease.token == taker:
                 await self._stack.aclose()
@@ -258,7 +258,7 @@ class Slots:
             else:
                 free.append(ordinal)
         count = len(question.calls)
-        # An execution with all its answers may not be retried: Prefect has its result. So its answers come last.
+        # An execution with all its answers is rarely retried, as Prefect has its result. So its answers come last.
         ordinals = [*good, *poor, *free, *settled][:count] if reuse else free[:count]
         # Answers that are not reused count as spent. The others stay, for identical questions elsewhere in the run.
         spent = [ordinal for ordinal in (poor if reuse else [*good, *settled, *poor]) if ordinal not in ordinals]
@@ -272,17 +272,17 @@ class Slots:
                 listed[ordinal] = token
             else:
                 listed.append(token)
-        passed_over = tuple(question.answers[ordinal] for ordinal in spent)
-        slots: dict[int, Slot] = {}
+        unused_answers = tuple(question.answers[ordinal] for ordinal in spent)
+        slots: dict[int, AnswerSlot] = {}
         for call, ordinal in zip(question.calls, ordinals, strict=False):
             outcome = question.answers.get(ordinal)
-            slots[call.index] = Slot(question.identity(ordinal), token, outcome, () if slots else passed_over)
+            slots[call.index] = AnswerSlot(question.identity(ordinal), token, outcome, () if slots else unused_answers)
         return _Choice(listed, slots, dead)
 
     def _is_reused_by_prefect(self, taker: _Taker) -> bool:
-        """Return whether Prefect returns the persisted result of the taker's sub-flow if its parent calls it again.
+        """Return whether Prefect returns the persisted result of the taker's sub-flow when its parent is retried.
 
-        This execution is then another call with equal parameters, which gets an answer of its own.
+        Then this execution is another call with equal parameters, which needs an answer of its own.
         """
         return (
             taker.is_complete
@@ -292,7 +292,7 @@ class Slots:
         )
 
     async def _revoke(self, token: str) -> bool:
-        """End the lease of a taker that died or was paused, so that it cannot go on; return False if it is alive."""
+        """End the lease of a taker that died or was paused, so that it cannot continue; return False if it is alive."""
         key, run = self._taker_key(token), self._scope.run
         lease = await leases.acquire_lease(self._store, key, run, self._lease_s, clock=self._clock)
         if lease is None:
@@ -313,13 +313,13 @@ class Slots:
 @dataclass(frozen=True)
 class _Choice:
     takers: list[str | None]
-    slots: dict[int, Slot]
+    slots: dict[int, AnswerSlot]
     dead: set[str]
-    """Takers whose slots are taken over, and whose lease is still in their record."""
+    """Takers that lose their slots, and whose lease is still in their record."""
 
 
 def has_lapsed(take: Chain, asker: Chain) -> bool:
-    """Return whether an ancestor that both share has started again since the slot was taken."""
+    """Return whether an ancestor that both chains share has started again since the slot was taken."""
     if not take or not asker:
         return True
     for (theirs, then), (ours, now) in zip(take, asker, strict=False):

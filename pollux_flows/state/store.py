@@ -1,4 +1,4 @@
-"""Store: named JSON records that outlive a process, as a small protocol; `open_store` returns the one to use."""
+"""Store: defines the protocol for persistent JSON records by key, and opens the store of this process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STATE_URL: Final = "POLLUX_STATE_URL"
 
 @dataclass(frozen=True)
 class Row:
-    """A record in a listing, which may be unreadable, or expired by the clock of this process."""
+    """A record in a listing. It may be unreadable, or expired by the clock of this process."""
 
     key: str
     record: Json | None
@@ -32,17 +32,17 @@ class Row:
     size: int
     """The number of bytes, including the key."""
     version: object
-    """Changes when the record is written again with other content."""
+    """A value that changes when the record is written with other content."""
     expired: bool = False
 
 
 class Store(Protocol):
     """JSON records by key, for many processes, threads and event loops at once.
 
-    Each operation on one record is atomic, and visible to all processes when it returns. An operation that was asked
-    for is carried out, even if its caller is cancelled while it waits. A record that cannot be read raises a
-    ConfigurationError: it is never taken for absent. A record with `ttl_s` is stored for that long at least and then
-    removed, as `clock_check` explains; every write sets or clears that.
+    Each operation on one record is atomic, and visible to all processes when it returns. An operation that has begun
+    is completed, even if its caller is cancelled while it waits. A record that cannot be read raises a
+    ConfigurationError; it is never treated as absent. A record with `ttl_s` is stored for at least that long and then
+    removed, as `clock_check` explains; every write sets or clears `ttl_s`.
     """
 
     where: str
@@ -53,15 +53,15 @@ class Store(Protocol):
         return (await self.get_many([key])).get(key)
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, Json]:
-        """Return those of the records that exist."""
+        """Return the records that exist, by key."""
         ...
 
     async def put(self, key: str, record: Json, ttl_s: float | None = None) -> None:
-        """Write the record, over any earlier one."""
+        """Write the record, replacing an earlier one."""
         await self.put_many({key: record}, ttl_s)
 
     async def put_many(self, records: Mapping[str, Json], ttl_s: float | None = None) -> None:
-        """Write many records. Each is written completely or not at all; a crash may come between two."""
+        """Write many records. Each is written completely or not at all; a crash may leave some unwritten."""
         ...
 
     async def add(self, key: str, record: Json, ttl_s: float | None = None) -> bool:
@@ -69,19 +69,19 @@ class Store(Protocol):
         ...
 
     async def swap(self, key: str, old: Json | None, new: Json | None, ttl_s: float | None = None) -> bool:
-        """Write `new` if the record equals `old`, and return whether it did. None stands for no record."""
+        """Write `new` if the record equals `old`, and return whether it did. None means no record."""
         ...
 
     async def swap_many(self, changes: Mapping[str, tuple[Json | None, Json]], ttl_s: float | None = None) -> set[str]:
-        """Swap many records, each by itself, and return the keys of those that were written."""
+        """Swap many records, each in an operation of its own, and return the keys that were written."""
         ...
 
     async def delete(self, *keys: str) -> None:
-        """Remove the records, also those that cannot be read."""
+        """Remove the records, even unreadable ones."""
         ...
 
     def list_keys(self, prefix: str) -> AsyncIterator[str]:
-        """Yield the keys with this prefix, sorted, also of records that cannot be read."""
+        """Yield the keys with this prefix, sorted, including those of unreadable records."""
         ...
 
     def scan(self, prefix: str) -> AsyncIterator[tuple[str, Json]]:
@@ -89,7 +89,7 @@ class Store(Protocol):
         ...
 
     def list_rows(self) -> AsyncIterator[Row]:
-        """Yield all records, also those that cannot be read; oldest first where the store has an order."""
+        """Yield all records, including unreadable ones; the oldest first if the store has an order."""
         ...
 
     async def delete_rows(self, rows: Sequence[Row]) -> list[Row]:
@@ -97,12 +97,12 @@ class Store(Protocol):
         ...
 
     async def size(self) -> int | None:
-        """Return the size of the store in bytes; None if only a listing could tell."""
+        """Return the size of the store in bytes; None if only a listing can determine it."""
         ...
 
 
-class LostError(ConfigurationError):
-    """The store has lost the records in it."""
+class StateLostError(ConfigurationError):
+    """The store has lost its records."""
 
 
 _stores: Final[dict[str, Store]] = {}
@@ -112,7 +112,7 @@ _opening: Final = threading.Lock()
 def open_store() -> Store:
     """Return the store of this process: the Redis at `POLLUX_STATE_URL`, or else the folder on this machine.
 
-    It connects, or creates files, at its first operation.
+    The store connects, or creates files, at its first operation.
     """
     place = os.environ.get(STATE_URL, "").strip() or str(local_folder())
     with _opening:
@@ -122,10 +122,10 @@ def open_store() -> Store:
 
 
 def open_existing_store() -> Store | None:
-    """Return the store of this process, or None if nothing was ever saved on this machine."""
+    """Return the store of this process, or None if nothing has been saved on this machine yet."""
     from pollux_flows.state.disk import FILE
 
-    with suppress(PermissionError, NotADirectoryError):  # the first operation says why it cannot be used
+    with suppress(PermissionError, NotADirectoryError):  # the first operation raises the error
         if not os.environ.get(STATE_URL, "").strip() and not (local_folder() / FILE).exists():
             return None
     return open_store()
@@ -137,7 +137,7 @@ def local_folder() -> Path:
 
 
 def _make_store(place: str) -> Store:
-    # Imports wait until they are needed: each kind of store has its own dependency.
+    # Imported only when needed: each kind of store has its own dependency.
     if place.startswith(("redis://", "rediss://", "unix://")):
         try:
             from pollux_flows.state.redis import RedisStore
@@ -149,8 +149,9 @@ def _make_store(place: str) -> Store:
         return RedisStore(place)
     if os.environ.get(STATE_URL, "").strip():
         raise ConfigurationError(
-            f"{STATE_URL} is not the address of a store.",  # which is not shown: it may contain a password
-            hint="It begins with redis://, rediss:// or unix://; without it, the state is stored on this machine.",
+            f"{STATE_URL} is not the address of a store.",  # the address is not shown: it may contain a password
+            hint="Use an address that begins with redis://, rediss:// or unix://, or unset it to store the state on"
+            " this machine.",
         )
     from pollux_flows.state.disk import DiskStore
 
@@ -158,7 +159,7 @@ def _make_store(place: str) -> Store:
 
 
 def encode_record(key: str, record: Json) -> bytes:
-    """Return the record as it is stored. Equal records are equal bytes: `swap` compares these."""
+    """Return the record as bytes to store. Equal records have equal bytes, which `swap` compares."""
     try:
         return canonical(record).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -177,7 +178,7 @@ def decode_record(key: str, data: object, where: str) -> Json:
 def try_decode_record(data: object) -> Json | None:
     """Return the record that was stored as `data`, or None if it is damaged."""
     try:
-        # Equal strings become one object, which saves memory where a thousand answers are read.
+        # Equal strings share one object, which saves memory when a thousand answers are read.
         record = from_json(data) if isinstance(data, bytes) else None
     except ValueError:
         return None
@@ -186,11 +187,11 @@ def try_decode_record(data: object) -> Json | None:
 
 def damaged_record_error(key: str, where: str, why: str | None = None) -> ConfigurationError:
     """Return the error for a damaged record, with the ways to repair it."""
-    ways = "move it away to start afresh."
+    ways = "move it away to start without its records."
     if is_removable(key):
-        ways = "remove what is damaged: pollux-flows state prune --damaged. A removed answer is paid for again."
+        ways = "remove damaged records: pollux-flows state prune --damaged. A removed answer is paid for again."
     elif kind_of(key) == "conversation":
-        ways = f"give the conversation up: pollux-flows conversations delete {key}"
+        ways = f"delete the conversation: pollux-flows conversations delete {key}"
     return ConfigurationError(
         f"The record {key} in {where} is damaged{f' ({why})' if why else ''}.",
         hint=f"Restore the state from a backup, or {ways}",

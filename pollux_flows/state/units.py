@@ -1,4 +1,4 @@
-"""Units: durations and sizes as people write them, such as 30d and 500MB."""
+"""Units: parses and formats durations and sizes, such as 30d and 500MB."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _DURATION: Final = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([smhdw])", re.ASCII
 
 
 def parse_duration(text: str, option: str) -> float:
-    """Return the seconds of a duration such as 30d. `option` is named in the error if it is none."""
+    """Return the seconds of a duration such as 30d. If it is not valid, the error names `option`."""
     if (match := _DURATION.fullmatch(text.strip().lower())) is None:
-        raise ConfigurationError(f"{option} is no age: {text!r}.", hint="Write it as 90m, 12h, 30d or 8w.")
+        raise ConfigurationError(f"{option} is not an age: {text!r}.", hint="Write it as 90m, 12h, 30d or 8w.")
     return float(match[1]) * _SECONDS[match[2]]
 
 
 def parse_size(text: str, option: str) -> int:
-    """Return the bytes of a size such as 500MB or 2GiB. `option` is named in the error if it is none."""
+    """Return the bytes of a size such as 500MB or 2GiB. If it is not valid, the error names `option`."""
     try:
-        if text.strip()[-1:].isdigit():  # a number alone may have meant any unit
+        if text.strip()[-1:].isdigit():  # a number without a unit is ambiguous
             raise ValueError  # noqa: TRY301
         return int(TypeAdapter(ByteSize).validate_python(text))
     except (ValueError, OverflowError):
-        raise ConfigurationError(f"{option} is no size: {text!r}.", hint="Write it as 500MB or 2GiB.") from None
+        raise ConfigurationError(f"{option} is not a size: {text!r}.", hint="Write it as 500MB or 2GiB.") from None
 
 
 def format_size(size: float) -> str:

@@ -1,6 +1,6 @@
-"""Upload: the state of one file at one provider, and how each event changes it.
+"""Upload: computes how each event changes the state of one file at one provider.
 
-These are pure functions of documents and the current time; the ledger saves their results.
+The events are pure functions of records and the current time. The ledger saves their results.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from pollux_flows.plain import JsonObject, Text
 from pollux_flows.state.identity import digest
 from pollux_flows.state.store import Json
 
-# A deletion without an outcome after so long is tried again.
+# After this long, a deletion without an outcome is tried again.
 _DELETING_S: Final = 120.0
-# For so long, a failed upload is not tried again by a run of the same name.
+# For this long, a run does not repeat an upload that failed under the name of the run.
 _FAILURE_S: Final = 600.0
 _DAY_S: Final = 86_400.0
-# The fields of an APIError that hold for all runs that waited for the upload.
+# The fields of an APIError that apply to all runs that waited for the upload.
 _ERROR_FIELDS: Final = (
     "retryable", "status_code", "retry_after_s", "provider", "phase", "error_category", "outcome_unknown",
 )  # fmt: skip
 
 
 class UploadKey(Document):
-    """Identifies a file: one content, as one type, for one account. Equal keys can share a file."""
+    """The identity of a file: its content, type and account. Equal keys can share a file."""
 
     provider: ProviderName
     base_url: Text | None = None
@@ -40,7 +40,7 @@ class UploadKey(Document):
 
     @property
     def name(self) -> str:
-        """The key of its entry in the store. A field that is added later does not change it while at its default."""
+        """The key of the entry in the store. A later field does not change it while the field has its default."""
         return f"upload/{digest('upload', self.model_dump(mode='json', exclude_defaults=True))}"
 
 
@@ -58,14 +58,14 @@ class Uploaded(Record):
 
 @dataclass(frozen=True)
 class Due:
-    """A file to delete at the provider. Without `uploaded`, look for a file whose name contains `marker`."""
+    """A file to delete at the provider; without `uploaded`, any file whose name contains `marker`."""
 
     key: UploadKey
     marker: str
     uploaded: Uploaded | None
     reason: Literal["idle", "orphan", "retry"]
     why: str | None = None
-    """The problem of the last attempt to delete it."""
+    """The problem of the last attempt to delete the file."""
 
 
 class Ownership(Record):
@@ -103,7 +103,7 @@ class Failure(Record):
     def from_error(cls, error: Exception, marker: str, owner: str, now: float) -> Self:
         if not isinstance(error, PolluxError):
             # The text of a foreign error may contain a key, so only its class is saved.
-            error = APIError(f"The upload that this one waited for failed: {type(error).__name__}.")
+            error = APIError(f"The upload of this file by another run failed: {type(error).__name__}.")
         facts = {name: getattr(error, name) for name in _ERROR_FIELDS} if isinstance(error, APIError) else {}
         kind = next(each.__name__ for each in type(error).mro() if vars(errors).get(each.__name__) is each)
         return cls(marker=marker, owner=owner, at=now, kind=kind, message=error.message, hint=error.hint, facts=facts)
@@ -139,7 +139,7 @@ class Entry(Record):
         except ConfigurationError as error:
             raise ConfigurationError(
                 f"The record of an upload cannot be read: {error.message}",
-                hint="Use the version that wrote it, or move the state away to start afresh without its records.",
+                hint="Use the version that wrote it, or move the state away to start without its records.",
             ) from None
 
     def to_record(self) -> Json | None:
@@ -149,7 +149,7 @@ class Entry(Record):
         return self.model_dump(mode="json", exclude_defaults=True)
 
     def ttl_s(self, now: float) -> float | None:
-        """Return how long the record is stored if it does not change; None: without a limit."""
+        """Return for how many seconds the record is stored unless it changes; None: without a limit."""
         if self.leftovers:
             return None
         if self.marker is None:
@@ -163,7 +163,7 @@ class Entry(Record):
     # --- Events ---------------------------------------------------------------------------------------------
 
     def update_to(self, now: float) -> Self:
-        """Remove what has ended by now: owners that died, files that expired, old failures."""
+        """Remove dead owners, expired files and old failures."""
         entry = self
         for owner, ownership in self.owners.items():
             if ownership.until is not None and ownership.until <= now:
@@ -178,20 +178,20 @@ class Entry(Record):
         return entry
 
     def start_upload(self, marker: str, now: float) -> Self:
-        """Record that an upload begins. An earlier file was too short-lived, and expires by itself."""
+        """Record that an upload begins. An earlier file is only replaced as it expires soon."""
         entry = self
         if self.marker is not None and self.uploaded is None:  # its uploader has died
             entry = self.add_leftover(Leftover(marker=self.marker, due_at=now, reason="orphan"))
         return entry._replace(marker=marker, since=now, uploaded=None, failure=None)
 
     def finish_upload(self, marker: str, uploaded: Uploaded, now: float) -> Self:
-        """Record the uploaded file; as a leftover if its uploader had lost the lease meanwhile."""
+        """Record the uploaded file, or a leftover if the uploader had lost the lease."""
         if self.marker == marker and self.uploaded is None:
             return self._replace(uploaded=uploaded)
         return self.add_leftover(Leftover(marker=marker, uploaded=uploaded, due_at=now, reason="idle"))
 
     def abandon_upload(self, look_at: float) -> Self:
-        """Record that the upload was interrupted: from `look_at` on, its file is looked for to be deleted."""
+        """Record that the upload was interrupted. From `look_at` on, its file is searched for and deleted."""
         entry = self.remove_file()
         if self.marker is None:
             return entry
@@ -200,7 +200,7 @@ class Entry(Record):
     def fail_upload(self, error: Exception, owner: str, now: float, lease_s: float) -> Self:
         """Record the failure of the upload."""
         marker = self.marker or ""
-        # A request that the provider has refused left no file; after any other error there may be one.
+        # A request that the provider refused has left no file. After any other error there may be one.
         refused = isinstance(error, PolluxError) and not getattr(error, "outcome_unknown", False)
         entry = self.remove_file() if refused else self.abandon_upload(now + lease_s)
         return entry._replace(failure=Failure.from_error(error, marker, owner, now))
@@ -209,7 +209,7 @@ class Entry(Record):
         return self._replace(owners={**self.owners, owner: Ownership(until=until, keep_s=keep_s)})
 
     def remove_owner(self, owner: str, now: float) -> Self:
-        """Remove an owner. The file stays for the longest time that any of its owners asked for."""
+        """Remove an owner. The file stays for the longest `keep_s` of its owners."""
         entry = self
         if self.failure is not None and self.failure.owner == owner:
             entry = entry._replace(failure=None)
@@ -221,12 +221,12 @@ class Entry(Record):
         return entry._replace(owners=owners, keep_until=keep_until)
 
     def forget_file(self, file_id: str) -> Self:
-        """Remove the file if it is this one, which the provider no longer has."""
+        """Remove the file from the entry if its id is `file_id`, as the provider no longer has it."""
         known = self.uploaded is not None and self.uploaded.file_id == file_id
         return self.remove_file() if known else self
 
     def begin_deletion(self, due: Due, now: float, *, uploading: bool) -> Self | None:
-        """Withdraw the file from use before it is deleted; None if it is not, or no longer, to be deleted."""
+        """Withdraw the file from use before it is deleted; return None if it must not be deleted (any more)."""
         if due.marker not in {each.marker for each in self.list_due(now, uploading=uploading)}:
             return None
         entry = self.remove_file() if due.marker == self.marker else self
@@ -236,11 +236,11 @@ class Entry(Record):
         return entry.add_leftover(left.model_copy(update=changes))
 
     def finish_deletion(self, marker: str) -> Self:
-        """Remove all leftovers whose name contains the marker, also those of single attempts."""
+        """Remove all leftovers whose name contains the marker, including those of single attempts."""
         return self._replace(leftovers=[each for each in self.leftovers if marker not in each.marker])
 
     def postpone_deletion(self, marker: str, why: str, now: float) -> Self:
-        """Record a failed deletion, which is due again after a growing pause."""
+        """Record a failed deletion, to be tried again after a growing pause."""
         before = next((each for each in self.leftovers if each.marker == marker), None)
         if before is None:
             return self
@@ -249,7 +249,7 @@ class Entry(Record):
         return self.add_leftover(before.model_copy(update=again))
 
     def list_due(self, now: float, *, uploading: bool) -> list[Due]:
-        """Return the files to delete by now. `uploading` says whether the upload of an unfinished file goes on."""
+        """Return the files that are to be deleted now. `uploading` tells whether an upload is in progress."""
         dues = [
             Due(self.key, each.marker, each.uploaded, each.reason, each.why)
             for each in self.leftovers

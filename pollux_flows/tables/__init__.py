@@ -1,1 +1,1 @@
-"""Tables: reads, cuts and writes .parquet, .jsonl and .csv files, and fills a prompt with the cells of a row."""
+"""Tables: read .parquet, .jsonl and .csv files in chunks, write them, and fill prompts with the cells of rows."""

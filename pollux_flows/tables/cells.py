@@ -1,4 +1,4 @@
-"""Cells: the values of a table as text and as JSON."""
+"""Cells: convert the values of a table to text and to JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 
 def is_null(value: Any) -> bool:
-    """Return whether a cell is null: None, or a number that is not one."""
+    """Return whether a cell is null: None or NaN."""
     return value is None or (isinstance(value, float) and value != value)  # noqa: PLR0124 (NaN alone differs from itself)
 
 
@@ -40,7 +40,7 @@ _encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=t
 
 
 def to_text(value: Any) -> str:
-    """Return a cell as text: a text as it is, anything else as JSON writes it, without quotes around a date."""
+    """Return a cell as text: a text unchanged, any other value as JSON, without quotes around a date."""
     if type(value) is str:
         return value
     found = to_json(value)
@@ -51,5 +51,5 @@ def to_json_text(value: Any) -> str:
     """Return a cell as the text of its JSON."""
     try:
         return _encode(value)
-    except (TypeError, ValueError):  # a key that is no text, a number that JSON does not have
+    except (TypeError, ValueError):  # a key that is not a text, or a number that JSON does not have
         return _encode(to_json(value))

@@ -1,4 +1,4 @@
-"""Column types: what the values of a column without a schema are, found while its rows are read."""
+"""Column types: infer the types of columns without a schema while the rows are read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, NamedTuple
 Kind = Literal["text", "int", "float", "bool", "json"]
 
 _KINDS: Final[dict[type, Kind]] = {str: "text", float: "float", bool: "bool", dict: "json", list: "json"}
-# Beyond the first, a float no longer tells integers apart; beyond the second, they have no column in parquet.
+# A float represents integers exactly up to the first limit; a parquet column holds them up to the second.
 _LARGEST_IN_FLOAT: Final = 1 << 53
 _LARGEST: Final = (1 << 63) - 1
 
@@ -16,11 +16,11 @@ _LARGEST: Final = (1 << 63) - 1
 class ColumnType(NamedTuple):
     kind: Kind
     mixed: str | None = None
-    """Why the column has no one type, for an error."""
+    """Why the column has no single type, for an error."""
 
 
 class TypeFinder:
-    """Finds the type of each column from its values."""
+    """Infers the type of each column from its values."""
 
     def __init__(self) -> None:
         self._first_rows: dict[str, dict[str, int]] = {}  # of each kind in each column
@@ -37,7 +37,7 @@ class TypeFinder:
                 found[kind] = number
 
     def types(self, columns: list[str]) -> dict[str, ColumnType]:
-        """Return the type of each column; a column of nulls is one of texts."""
+        """Return the type of each column; "text" for a column of nulls."""
         return {column: _column_type(self._first_rows.get(column, {"text": 0})) for column in columns}
 
 

@@ -1,7 +1,7 @@
-"""Copies: temporary files from which any number of readers read at any place.
+"""Copies: temporary files for random access by several readers.
 
-They are for data that can itself only be read from its beginning: a file on the web, a row group of a parquet file.
-They have no name, so that they vanish with their process, however it ends.
+They are for data that can only be read from its beginning: a file on the web, a row group of a parquet file. They have
+no name, so that they disappear with their process, even if it is killed.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ Index = TypeVar("Index")
 
 
 class Copy(Generic[Index]):
-    """A temporary file, and what `fill` returns when it has written it: an index of its contents."""
+    """A temporary file that `fill` writes, and the index of its contents that `fill` returns."""
 
     def __init__(self, fill: Callable[[IO[bytes]], Index]) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the last of its readers)
         self.index = fill(self._file)
         self._file.flush()
 
-    def opened(self) -> io.RawIOBase:
-        """Return a reader with a place of its own."""
+    def open_reader(self) -> io.RawIOBase:
+        """Return a reader with its own position."""
         return _Reader(self._file)
 
 
 class Copies(Generic[Index]):
-    """The copies that were used last."""
+    """The most recently used copies."""
 
     def __init__(self, most: int) -> None:
         self._most: Final = most
@@ -39,7 +39,7 @@ class Copies(Generic[Index]):
         self._lock: Final = Lock()
 
     def load(self, key: str, fill: Callable[[IO[bytes]], Index]) -> Copy[Index]:
-        """Return the copy of this key; `fill` makes it if there is none."""
+        """Return the copy with this key, or make it with `fill`."""
         with self._lock:
             copy = self._copies.pop(key, None) or Copy(fill)
             self._copies[key] = copy
@@ -50,7 +50,7 @@ class Copies(Generic[Index]):
 
 class _Reader(io.RawIOBase):
     def __init__(self, file: IO[bytes]) -> None:
-        self._file: Final = file  # which is open as long as it is read
+        self._file: Final = file  # referenced, so that it stays open as long as it is read
         self._size: Final = os.fstat(file.fileno()).st_size
         self._at = 0
 

@@ -1,4 +1,4 @@
-"""CSV as RFC 4180 has it, in UTF-8 with commas. Each column is text: "007" stays. An empty cell is a null."""
+"""CSV files by RFC 4180, in UTF-8 with commas. All columns are text, so "007" is not changed. An empty cell is null."""
 
 from __future__ import annotations
 

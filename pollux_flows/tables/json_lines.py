@@ -1,4 +1,4 @@
-"""JSON lines: an object a line, in UTF-8. Values keep their JSON types; a missing key is a null."""
+"""JSON lines: one object per line, in UTF-8. Values keep their JSON types; a missing key is null."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ class JsonRows:
     def _refusal(self, what: str) -> SourceError:
         return SourceError(
             f"Line {self._lines.number:,} of {self._lines.name!r} {what}.",
-            hint='Write an object a line, such as {"title": "…"}.',
+            hint='Write one object per line, such as {"title": "…"}.',
         )

@@ -1,4 +1,4 @@
-"""Parquet: row groups, read a part at a time. All of pyarrow is used from here."""
+"""Parquet: read row groups in parts, and write them. Only this module uses pyarrow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from itertools import accumulate
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from pollux_flows.address import shown_file
+from pollux_flows.address import redact_location
 from pollux_flows.errors import ConfigurationError, SourceError
 from pollux_flows.tables.cells import to_json_text, to_text
 from pollux_flows.tables.column_types import ColumnType, Kind
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 _BATCH_BYTES: Final = 4 << 20
 _BATCH_ROWS: Final = 4096
-# Of the row groups that were read last, batch by batch, with the row behind each batch.
+# Copies of the most recently read row groups in batches, each with the number of the row after each batch.
 _groups: Final[Copies[list[int]]] = Copies(most=4)
 
 
 def load_pyarrow() -> Any:
-    """Import pyarrow, or raise a ConfigurationError that says how to install it."""
+    """Import and return pyarrow. Raises a ConfigurationError that says how to install it."""
     try:
         import pyarrow.compute
         import pyarrow.parquet
@@ -38,16 +38,16 @@ def load_pyarrow() -> Any:
 
 @contextmanager
 def parquet_file(file: IO[bytes], address: str) -> Iterator[pq.ParquetFile]:
-    """Read a parquet file; errors in its bytes are SourceErrors."""
+    """Read a parquet file. Errors in its content are SourceErrors."""
     pa = load_pyarrow()
     try:
         yield pa.parquet.ParquetFile(pa.PythonFile(file, mode="r"), buffer_size=1 << 16, pre_buffer=False)
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # Python has fewer dates
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # Python's range of dates is smaller
         reason = str(error).partition("\n")[0].rstrip(".")
     else:
         return
     raise SourceError(
-        f"{shown_file(address)!r} cannot be read as parquet: {reason}.", hint="Check the file, or write it again."
+        f"{redact_location(address)!r} cannot be read as parquet: {reason}.", hint="Check the file, or write it again."
     )
 
 
@@ -60,41 +60,42 @@ def column_values(parquet: pq.ParquetFile, column: str) -> Iterator[Any]:
 def read_rows(
     parquet: pq.ParquetFile, row_group: int, offset: int, count: int, columns: Sequence[str], *, key: str
 ) -> list[dict[str, Any]]:
-    """Return rows of a row group. The first reading of a part of a group copies it, under `key`.
+    """Return rows of a row group. The first read of a part of a group copies the group, under `key`.
 
-    Parquet can only be read from the beginning of a row group, and many files have a single one.
+    Parquet can only be read from the beginning of a row group, and many files have a single large one.
     """
     pa = load_pyarrow()
     if parquet.metadata.row_group(row_group).num_rows == count:
         table = pa.Table.from_batches(_batches(parquet, row_group, columns))
     else:
-        # The group's own numbers are part of the key: some file systems tell no more of a file than its size.
+        # The group's metadata is part of the key, as some file systems report only the size of a file.
         key = f"{key} {parquet.metadata.row_group(row_group).to_dict()}"
         copy = _groups.load(key, lambda file: _copy_group(file, parquet, row_group, columns))
         ends = copy.index
         first, last = bisect_right(ends, offset), bisect_right(ends, offset + count - 1)
-        with pa.ipc.open_file(pa.PythonFile(copy.opened(), mode="r")) as batches:
+        with pa.ipc.open_file(pa.PythonFile(copy.open_reader(), mode="r")) as batches:
             table = pa.Table.from_batches([batches.get_batch(number) for number in range(first, last + 1)])
         table = table.slice(offset - (ends[first - 1] if first else 0), count)
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
 
-def unify(schemas: Sequence[pa.Schema], addresses: Sequence[str]) -> pa.Schema:
-    """Return one schema for the files of a folder, or raise a SourceError that names two that do not fit."""
+def unify_schemas(schemas: Sequence[pa.Schema], addresses: Sequence[str]) -> pa.Schema:
+    """Return one schema for the files of a folder. Raises a SourceError that names two incompatible files."""
     pa, first = load_pyarrow(), schemas[0]
     for schema, address in zip(schemas, addresses, strict=True):
+        both = f"{redact_location(addresses[0])!r} and {redact_location(address)!r}"
         if set(schema.names) != set(first.names):
             differing = ", ".join(sorted(set(schema.names) ^ set(first.names)))
             raise SourceError(
-                f"{shown_file(addresses[0])!r} and {shown_file(address)!r} have different columns: {differing}.",
+                f"{both} have different columns: {differing}.",
                 hint="Write them with equal columns, or name one of them.",
             )
         try:
             pa.unify_schemas([first, schema], promote_options="permissive")
         except pa.ArrowException as error:
             raise SourceError(
-                f"{shown_file(addresses[0])!r} and {shown_file(address)!r} have columns of different types: {error}.",
+                f"{both} have columns of different types: {error}.",
                 hint="Write them with equal types, or name one of them.",
             ) from None
     return pa.unify_schemas(list(schemas), promote_options="permissive") if len(schemas) > 1 else first
@@ -123,7 +124,7 @@ def _batches(parquet: pq.ParquetFile, row_group: int, columns: Sequence[str]) ->
 
 
 def _for_python(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return a batch with values that Python has, a dictionary's values instead of its codes."""
+    """Return a batch with types that Python has: plain values for dictionary codes, and no nanoseconds."""
     pa = load_pyarrow()
     for number, field in enumerate(batch.schema):
         values = batch.column(number)
@@ -137,7 +138,7 @@ def _for_python(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _without_nanoseconds(values: pa.Array) -> pa.Array:
-    """Return timestamps as microseconds or, where that would lose a digit, as ISO text; times then as numbers."""
+    """Return values in microseconds; where that would lose digits, timestamps as ISO text, others as integers."""
     pa, kind = load_pyarrow(), values.type
     is_timestamp = pa.types.is_timestamp(kind)
     coarser = (
@@ -164,7 +165,7 @@ _GROUP_BYTES: Final = 32 << 20
 
 
 class ParquetRows:
-    """Rows that are written to a parquet file in row groups; those of `as_json` as the text of their JSON."""
+    """Writes rows to a parquet file in row groups; the columns of `as_json` are written as JSON text."""
 
     def __init__(self, file: IO[bytes], schema: pa.Schema, as_json: Collection[str]) -> None:
         self._pa, self._schema, self._as_json = load_pyarrow(), schema, as_json
@@ -181,12 +182,12 @@ class ParquetRows:
             self._write_group()
 
     def close(self) -> None:
-        """Write what a reader needs at the end of the file; the file itself stays open."""
+        """Write the remaining rows and the footer. The file itself stays open."""
         self._write_group()
         self._writer.close()
 
     def discard(self) -> None:
-        """Let go of the file, which is still open: the writer would close itself, later, in the garbage."""
+        """Close the writer while the file is still open, as it would otherwise close itself when garbage collected."""
         self._waiting = []
         with suppress(Exception):
             self._writer.close()
@@ -217,14 +218,14 @@ def output_schema(
     types: Mapping[str, ColumnType],
     added: Sequence[tuple[str, Kind]],
 ) -> pa.Schema:
-    """Return the schema of a table with added columns; refuse a column of mixed types."""
+    """Return the schema of a table with added columns. Refuses a column of mixed types."""
     pa = load_pyarrow()
     kinds = {"text": pa.string(), "json": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
     if schema is None:
         for column, (_, mixed) in types.items():
             if mixed:
                 raise ConfigurationError(
-                    f"Column {column!r} {mixed}: it cannot be a column of parquet.", hint="Write the output as .jsonl."
+                    f"Column {column!r} {mixed}, so it cannot be a parquet column.", hint="Write the output as .jsonl."
                 )
         texts = ColumnType("text")
         schema = pa.schema([pa.field(column, kinds[types.get(column, texts).kind]) for column in columns])

@@ -1,7 +1,7 @@
-"""Table: a scan finds its columns and cuts it into chunks; a chunk is read where it is used.
+"""Table: scan a table for its columns and chunks, and read chunks where they are used.
 
-A scan reads a table once, a block of memory at a time, and refuses what cannot be used before anything is paid for. A
-chunk is a document that names its rows by their place in the file, so that any process can read them.
+A scan reads a table once, in blocks, and refuses an invalid one before anything is paid for. A chunk is a document that
+identifies its rows by their place in the file, so that any process can read them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pollux_flows.address import file_name, shown_file
+from pollux_flows.address import file_name, redact_location
 from pollux_flows.document import Document
 from pollux_flows.errors import ConfigurationError, SourceError
 from pollux_flows.tables import opening, parquet
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Format = Literal["csv", "jsonl", "parquet"]
 
 _FORMATS: Final[dict[str, Format]] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-# Of a chunk: rows may be large.
+# The size limit of a chunk, as rows may be large.
 _MOST_BYTES: Final = 16 << 20
 
 
@@ -45,18 +45,18 @@ class Chunk(Document):
     first_row: int
     rows: int
     version: str
-    """Of the file, when it was scanned."""
+    """The version of the file when it was scanned."""
     start: int = 0
     """The first byte of the rows in a text file."""
     end: int = 0
     row_group: int = 0
     offset: int = 0
-    """The first row in the row group."""
+    """The position of the first row in the row group."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table that was scanned: its columns, its rows and the chunks to read them by."""
+    """A scanned table: its columns, the number of its rows, and its chunks."""
 
     address: str
     columns: list[str]
@@ -64,9 +64,9 @@ class Table:
     chunks: list[Chunk]
     format: Format
     schema: pa.Schema | None = None
-    """The schema, where the table has one."""
+    """The schema, if the format has one."""
     types: dict[str, ColumnType] = field(default_factory=dict)
-    """The types of the values, where the table has types but no schema."""
+    """The inferred types of the columns, if the format has types but no schema."""
 
 
 def scan_table(
@@ -77,26 +77,26 @@ def scan_table(
     need: Sequence[str] = (),
     id_column: str | None = None,
 ) -> Table:
-    """Read a table through once and cut it into chunks; raise an error for what cannot be used.
+    """Read a table once and divide it into chunks. Raises an error for an invalid table.
 
-    `need` are the columns that must be there. The values of `id_column` must be there and differ. A chunk has fewer
-    rows than `rows_per_chunk` at the end of a file or row group, and where rows are large.
+    `need` are required columns. The values of `id_column` must be unique and not null. A chunk has fewer rows than
+    `rows_per_chunk` at the end of a file or row group, and where rows are large.
     """
-    kind, place = table_format(address), opening.absolute(address)
-    ids = None if id_column is None else _Ids(id_column, shown_file(address))
+    kind, place = table_format(address), opening.resolve_address(address)
+    ids = None if id_column is None else _Ids(id_column, redact_location(address))
     scan = _Scan(address, rows_per_chunk, limit, [*need, *([] if id_column is None else [id_column])], ids)
     table = scan.scan_parquet(place) if kind == "parquet" else scan.scan_text(place, kind)
     if not table.rows:
-        raise SourceError(f"{shown_file(address)!r} has no rows.", hint="Name a table with at least one.")
+        raise SourceError(f"{redact_location(address)!r} has no rows.", hint="Name a table with at least one.")
     return table
 
 
 def read_chunk(chunk: Chunk, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Return the rows of a chunk as dicts with these columns, or with all; refuse a file that has changed."""
+    """Return the rows of a chunk as dicts with these columns (all by default). Refuses a file that has changed."""
     columns = list(chunk.columns if columns is None else dict.fromkeys(columns))
     if opening.stamp(chunk.address, table=chunk.table) != chunk.version:
-        raise _changed(chunk)
-    with opening.opened(chunk.address, table=chunk.table) as file:
+        raise _changed_error(chunk)
+    with opening.open_table_file(chunk.address, table=chunk.table) as file:
         if chunk.format == "parquet":
             with parquet.parquet_file(file, chunk.address) as source:
                 key = f"{chunk.address} {chunk.version} {chunk.row_group} {columns}"
@@ -108,42 +108,42 @@ def read_chunk(chunk: Chunk, columns: Sequence[str] | None = None) -> list[dict[
             if tuple(columns) != chunk.columns:
                 rows = [{column: row[column] for column in columns} for row in rows]
     if len(rows) != chunk.rows:
-        raise _changed(chunk)
+        raise _changed_error(chunk)
     return rows
 
 
 def table_format(address: str) -> Format:
-    """Return the format that an address's ending names; a folder is one of parquet files."""
-    if opening.absolute(address).endswith("/"):
+    """Return the format by the file extension; a folder contains parquet files."""
+    if opening.resolve_address(address).endswith("/"):
         return "parquet"
     name = file_name(address).lower()
     for ending, kind in _FORMATS.items():
         if name.endswith(ending):
             return kind
     raise ConfigurationError(
-        f"{shown_file(address)!r} ends with none of {', '.join(_FORMATS)}.",
+        f"{redact_location(address)!r} ends with none of {', '.join(_FORMATS)}.",
         hint="Convert the table to one of these, or name a folder of .parquet files with a slash at its end.",
     )
 
 
-def _changed(chunk: Chunk) -> SourceError:
+def _changed_error(chunk: Chunk) -> SourceError:
     return SourceError(
-        f"{shown_file(chunk.address)!r} changed after it was scanned, so that rows "
-        f"{chunk.first_row + 1:,} to {chunk.first_row + chunk.rows:,} may be others.",
-        hint="Run again: rows that are as before keep their answers.",
+        f"{redact_location(chunk.address)!r} changed after it was scanned, so rows "
+        f"{chunk.first_row + 1:,} to {chunk.first_row + chunk.rows:,} may be different ones.",
+        hint="Run again: the answers of unchanged rows are reused.",
     )
 
 
 @dataclass
 class _Ids:
-    """The ids of a table; digests, as an id may be long."""
+    """The ids of a table, as digests, since ids may be long."""
 
     column: str
     name: str
     _rows: dict[bytes, int] = field(default_factory=dict)
 
     def add(self, value: Any, number: int) -> None:
-        """Add the id of row `number`, from 1; refuse a null, and one that an earlier row has."""
+        """Add the id of row `number`, from 1. Refuses a null, and the id of an earlier row."""
         if is_null(value):
             raise ConfigurationError(
                 f"Row {number:,} of {self.name!r} has no id in column {self.column!r}.",
@@ -154,13 +154,13 @@ class _Ids:
         if first != number:
             raise ConfigurationError(
                 f"Rows {first:,} and {number:,} of {self.name!r} have the same id in column {self.column!r}.",
-                hint="Make the ids distinct, or leave id_column out: rows are then told apart by what they ask.",
+                hint="Make the ids unique, or leave id_column out.",
             )
 
 
 @dataclass(frozen=True)
 class _Scan:
-    """The arguments of a scan; `columns_needed` holds the id column, too."""
+    """The arguments of a scan; `columns_needed` includes the id column."""
 
     table: str
     rows_per_chunk: int
@@ -170,7 +170,7 @@ class _Scan:
 
     def scan_text(self, address: str, kind: Format) -> Table:
         version = opening.stamp(address, table=self.table)
-        with opening.opened(address, table=self.table) as file:
+        with opening.open_table_file(address, table=self.table) as file:
             lines = TextLines(file, address)
             found = CsvRows(lines) if kind == "csv" else JsonRows(lines)
             if kind == "csv":
@@ -193,7 +193,7 @@ class _Scan:
     def _cuts(
         self, found: CsvRows | JsonRows, lines: TextLines, types: TypeFinder | None
     ) -> Iterator[tuple[int, int, int, int]]:
-        """Yield the first row of each chunk, the number of its rows, and its first and last place in the file."""
+        """Yield the first row of each chunk, the number of its rows, and its first and last position in the file."""
         number, first, start = 0, 0, lines.position
         for number, row in enumerate(islice(found, self.limit), start=1):
             if self.ids:
@@ -213,13 +213,13 @@ class _Scan:
         files = opening.parquet_files(address, table=self.table) if is_folder else [address]
         versions = [opening.stamp(file, table=self.table) for file in files]
         schemas: list[pa.Schema] = []
-        groups: list[list[tuple[int, int]]] = []  # of each file, with their rows and the bytes of a row
+        groups: list[list[tuple[int, int]]] = []  # for each file, the rows of each row group and the bytes of a row
         for file in files:
-            with self._opened_parquet(file) as source:
+            with self._open_parquet(file) as source:
                 schemas.append(source.schema_arrow)
                 found = [source.metadata.row_group(each) for each in range(source.num_row_groups)]
                 groups.append([(each.num_rows, each.total_byte_size // max(1, each.num_rows)) for each in found])
-        schema = parquet.unify(schemas, files)
+        schema = parquet.unify_schemas(schemas, files)
         self._check_columns(schema.names)
         chunks: list[Chunk] = []
         number = 0
@@ -250,18 +250,18 @@ class _Scan:
 
     def _ids_in(self, files: Sequence[str], column: str) -> Iterator[Any]:
         for file in files:
-            with self._opened_parquet(file) as source:
+            with self._open_parquet(file) as source:
                 yield from parquet.column_values(source, column)
 
     @contextmanager
-    def _opened_parquet(self, address: str) -> Iterator[pq.ParquetFile]:
+    def _open_parquet(self, address: str) -> Iterator[pq.ParquetFile]:
         parquet.load_pyarrow()
-        with opening.opened(address, table=self.table) as file, parquet.parquet_file(file, address) as source:
+        with opening.open_table_file(address, table=self.table) as file, parquet.parquet_file(file, address) as source:
             yield source
 
     def _check_columns(self, columns: Sequence[str]) -> None:
-        """Refuse columns of one name, and a needed one that is missing."""
-        name = shown_file(self.table)
+        """Refuse duplicate column names, and a table without a needed column."""
+        name = redact_location(self.table)
         if len(set(columns)) < len(columns):
             twice = next(column for column in columns if columns.count(column) > 1)
             raise SourceError(f"{name!r} has more than one column {twice!r}.", hint="Rename one of them.")

@@ -1,7 +1,7 @@
 """Template: a prompt with column names in braces, such as `Summarize {title}: {body}`.
 
-Only names are evaluated. The cells of a row are inserted as text and never read as a template: a table may come from a
-stranger.
+Only names are evaluated. The cells of a row are inserted as text and never parsed as a template, as the content of a
+table may not be trusted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.tables.cells import is_null, to_text
 
-# What `str.format` would evaluate: an attribute, an item, a conversion, a format.
+# The syntax that `str.format` would evaluate.
 _EVALUATED: Final = {".": "an attribute", "[": "an item", "!": "a conversion", ":": "a format"}
 _LONGEST_SHOWN: Final = 40
 
@@ -29,7 +29,7 @@ class RowError(Exception):
 
 @dataclass(frozen=True)
 class Template:
-    """A parsed prompt template; `{{` and `}}` stand for braces."""
+    """A parsed prompt template; `{{` and `}}` are escaped braces."""
 
     columns: tuple[str, ...]
     """The distinct column names, in order of first use."""
@@ -38,7 +38,7 @@ class Template:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the template that `text` spells, or raise a ConfigurationError that says where it is wrong."""
+        """Parse a template. Raises a ConfigurationError with the position of a mistake."""
         if not text.strip():
             raise ConfigurationError("The prompt is blank.", hint="Write one, such as 'Summarize {title}: {body}'.")
         literals, names, literal, at = [], [], "", 0
@@ -59,7 +59,7 @@ class Template:
         return cls(tuple(dict.fromkeys(names)), (*literals, literal), tuple(names))
 
     def render(self, row: Mapping[str, Any]) -> str:
-        """Return the prompt for a row; raise a RowError for a null or a blank prompt."""
+        """Return the prompt for a row. Raises a RowError for a null cell or a blank prompt."""
         filled = {name: _cell(name, row.get(name)) for name in self.columns}
         parts = [
             part for literal, name in zip(self._literals, self._names, strict=False) for part in (literal, filled[name])
@@ -81,7 +81,7 @@ def _cell(name: str, value: Any) -> str:
 
 
 def _name(text: str, start: int) -> tuple[str, int]:
-    """Return the column name in the braces that open at `start`, and the place behind them."""
+    """Return the column name in the braces that open at `start`, and the position after them."""
     end = start + 1
     while end < len(text) and text[end] not in "{}":
         end += 1
@@ -95,8 +95,8 @@ def _name(text: str, start: int) -> tuple[str, int]:
             text,
             start,
             f"asks for {found} of a column",
-            "Only column names are filled in, those without any of . [ ! : in them. Write {{ and }} for braces, and "
-            "rename a column whose name has such a sign.",
+            "Braces contain only column names, without . [ ! or : in them. Write {{ and }} for braces, and rename a "
+            "column whose name contains such a character.",
         )
     return name, end + 1
 

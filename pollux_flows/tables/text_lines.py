@@ -1,16 +1,16 @@
-"""Text lines: the UTF-8 lines of a file with their places in it, one block of memory at a time."""
+"""Text lines: read the UTF-8 lines of a file with their positions, in blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import IO, Final
 
-from pollux_flows.address import shown_file
+from pollux_flows.address import redact_location
 from pollux_flows.errors import SourceError
 
 LARGEST_ROW: Final = 64 << 20
 _UTF8_MARK: Final = b"\xef\xbb\xbf"
-# The longer marks first: that of UTF-32 begins with that of UTF-16.
+# Longer marks first, as the mark of UTF-32 begins with that of UTF-16.
 _OTHER_MARKS: Final = {
     b"\xff\xfe\0\0": "UTF-32",
     b"\0\0\xfe\xff": "UTF-32",
@@ -24,9 +24,9 @@ class TextLines:
 
     def __init__(self, file: IO[bytes], address: str, *, start: int = 0, end: int | None = None) -> None:
         self._file, self._end = file, end
-        self.name = shown_file(address)
+        self.name = redact_location(address)
         self.position = start
-        """The place behind the last line."""
+        """The position after the last line."""
         self.number = 0
         """The number of the last line, from 1 at `start`."""
         if start:

@@ -1,7 +1,7 @@
-"""Table writer: the columns of a table with new ones behind them, in a file or in a folder of parquet files.
+"""Table writer: write the columns of a table followed by new ones, to a file or a folder of parquet files.
 
-It grows as rows come, under another name. It appears under its own once it is complete, and until then an earlier one
-stays.
+Rows are appended under a temporary name. The output appears under its own name once it is complete, and until then an
+earlier output stays.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from uuid import uuid4
 import fsspec
 
 from pollux_flows import access
-from pollux_flows.address import shown
+from pollux_flows.address import redact_address
 from pollux_flows.answer_rows import csv_text, inert
 from pollux_flows.document import Record
 from pollux_flows.errors import ConfigurationError, PolluxError
@@ -58,7 +58,7 @@ class AddedColumn(NamedTuple):
 
 
 class _Rows(Protocol):
-    """Rows in one of the formats."""
+    """A writer of rows in one of the formats."""
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None: ...
 
@@ -68,7 +68,7 @@ class _Rows(Protocol):
 
 
 def resolve_table_output(output: str) -> str:
-    """Return `output` as an absolute place, or raise a ConfigurationError if no table can be written there."""
+    """Return `output` as an absolute path or address. Raises a ConfigurationError if no table can be written there."""
     resolved = resolve_output(output, _ENDINGS, advice=_ADVICE)
     is_folder = resolved.endswith("/")
     if is_folder or resolved.lower().endswith(_PARQUET):
@@ -82,8 +82,8 @@ def resolve_table_output(output: str) -> str:
 class TableWriter:
     """Writes the rows of a table, in order, with added columns; one thread at a time.
 
-    `output` is what `resolve_table_output` returned. Cells of the table are written as they were read. In CSV, a text
-    in an added column that a spreadsheet would run as a formula is made inert.
+    `output` comes from `resolve_table_output`. Cells of the table are written as they were read. In CSV, a text in an
+    added column that a spreadsheet would run as a formula is escaped.
     """
 
     def __init__(self, output: str, table: Table, added: Sequence[AddedColumn]) -> None:
@@ -91,7 +91,7 @@ class TableWriter:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ConfigurationError(
-                f"The output would have two columns {twice!r}.", hint="Name the added column otherwise."
+                f"The output would have two columns {twice!r}.", hint="Choose another name for the added column."
             )
         self._output, self._added = output, [column.name for column in added]
         self._is_guarded = access.guards_output(output)
@@ -105,15 +105,15 @@ class TableWriter:
         self.discard()
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows. A key that is missing is a null."""
-        # Much of what is added was written by a provider.
+        """Append rows. A missing key is written as null."""
+        # Text of a provider may have lone surrogates.
         clean = [{**row, **{name: replace_surrogates(row.get(name)) for name in self._added}} for row in rows]
         self._explain(lambda: self._rows.write(clean))
 
     def complete(self, manifest: Record | None = None) -> None:
-        """Give the output its name, in place of an earlier one.
+        """Rename the output to its final name, replacing an earlier one.
 
-        A manifest is written first: an attempt that follows a killed one recognises the output by it.
+        A manifest is written first, so that a retry of a killed attempt recognises the output as its own.
         """
         if self._is_guarded:
             check_replaceable(self._output.removesuffix("/"))
@@ -123,7 +123,7 @@ class TableWriter:
         self._is_complete = True
 
     def discard(self) -> None:
-        """Remove what was written, unless it is complete."""
+        """Remove the output, unless it is complete."""
         if not self._is_complete:
             self._rows.discard()
 
@@ -134,8 +134,8 @@ class TableWriter:
             raise
         except Exception as error:  # noqa: BLE001 (each file system, and pyarrow, has errors of its own)
             raise ConfigurationError(
-                f"The table could not be written to {shown(self._output)!r}: {describe_error(error)}.",
-                hint="Make room there or name another place, and run again: answers are reused.",
+                f"The table could not be written to {redact_address(self._output)!r}: {describe_error(error)}.",
+                hint="Free space there or name another place, and run again: answers are reused.",
             ) from None
 
 
@@ -213,7 +213,7 @@ class _ParquetFile:
 
 
 class _Folder:
-    """Parquet files in a folder, which is given its name when all are written."""
+    """Parquet files in a folder, which is renamed to its final name once all are written."""
 
     def __init__(self, output: str, schema: pa.Schema, as_json: frozenset[str]) -> None:
         self._folder = Path(output)
@@ -270,11 +270,11 @@ class _Folder:
 
 
 def _check_folder(output: str) -> None:
-    """Refuse a folder that cannot be replaced: one elsewhere, and one with files that no writer left."""
+    """Refuse a folder that cannot be replaced: a remote one, and one with files of another origin."""
     fs, path = fsspec.core.url_to_fs(output)
     if not is_local(fs):
         raise ConfigurationError(
-            f"output {shown(output)!r} is a folder on another system, which cannot be replaced at once.",
+            f"output {redact_address(output)!r} is a remote folder, which cannot be replaced atomically.",
             hint="Name a file, such as s3://bucket/answers.parquet.",
         )
     if access.guards_output(output):
@@ -284,6 +284,6 @@ def _check_folder(output: str) -> None:
         others = sorted(each.name for each in folder.iterdir() if not _PART.fullmatch(each.name))
     if others:
         raise ConfigurationError(
-            f"output {shown(output)!r} is a folder with other files, such as {others[0]!r}.",
-            hint="Name a folder of its own: the output replaces it.",
+            f"output {redact_address(output)!r} is a folder with other files, such as {others[0]!r}.",
+            hint="Name a folder for this output only, as the output replaces it.",
         )

@@ -26,12 +26,12 @@ SHOTS = Path(os.environ.get("BROWSER_SHOTS", "browser-shots")).absolute()
 """The folder that screenshots are written to."""
 
 HAS_FAILED = pytest.StashKey[bool]()
-"""Set on a test: its last page is worth a screenshot."""
+"""Whether a test has failed, so that its last page is saved as a screenshot."""
 
 
 @dataclass
 class World:
-    """All that a person at the UI needs, and what the test looks at behind it."""
+    """The Prefect server with its UI, the provider of its runs, and their files."""
 
     origin: str
     provider_url: str
@@ -40,30 +40,30 @@ class World:
     folder: Path
     """A folder that runs may read from and write to."""
 
-    def api(self, path: str, **body: Any) -> Any:
+    def request(self, path: str, **body: Any) -> Any:
         """Return the server's reply to a request, a POST where there is a body."""
         url = f"{self.origin}/api{path}"
         reply = httpx.post(url, json=body) if body else httpx.get(url)
         return reply.raise_for_status().json()
 
-    def newest_run(self, flow: str) -> dict[str, Any]:
+    def find_newest_run(self, flow: str) -> dict[str, Any]:
         """Return the run of this flow that was created last."""
-        runs = self.api("/flow_runs/filter", flows={"name": {"any_": [flow]}}, limit=50)
+        runs = self.request("/flow_runs/filter", flows={"name": {"any_": [flow]}}, limit=50)
         return max(runs, key=lambda run: str(run["created"]))
 
-    def wait_for(self, flow: str, state: str, within_s: float = 120) -> dict[str, Any]:
+    def wait_for_state(self, flow: str, state: str, within_s: float = 120) -> dict[str, Any]:
         """Return the newest run of this flow once it is in this state."""
 
-        def in_state() -> dict[str, Any] | None:
-            run = self.newest_run(flow)
+        def find_run_in_state() -> dict[str, Any] | None:
+            run = self.find_newest_run(flow)
             return run if run["state"]["name"] == state else None
 
-        return wait_until(in_state, f"{flow} is {state}", within_s)
+        return wait_until(find_run_in_state, f"{flow} is {state}", within_s)
 
-    def start(self, flow: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    def start_run(self, flow: str, parameters: dict[str, Any]) -> dict[str, Any]:
         """Start a run of the deployment of this flow, and return it."""
-        deployment = self.api(f"/deployments/name/{flow}/{flow}")["id"]
-        run: dict[str, Any] = self.api(f"/deployments/{deployment}/create_flow_run", parameters=parameters)
+        deployment = self.request(f"/deployments/name/{flow}/{flow}")["id"]
+        run: dict[str, Any] = self.request(f"/deployments/{deployment}/create_flow_run", parameters=parameters)
         return run
 
     def find_provider(self, kind: str) -> dict[str, Any]:
@@ -75,14 +75,14 @@ class World:
             )
             command = [sys.executable, "-c", saving, self.provider_url.replace("/openai/v1", "/gemini")]
             subprocess.run(command, env=self.environment, check=True)
-        document = self.api(f"/block_types/slug/pollux-provider/block_documents/name/{kind}")
+        document = self.request(f"/block_types/slug/pollux-provider/block_documents/name/{kind}")
         return {"$ref": {"block_document_id": document["id"]}}
 
-    def page_of(self, run: dict[str, Any]) -> str:
-        """Return the path of the page with the answers of a run."""
+    def wait_for_page(self, run: dict[str, Any]) -> str:
+        """Return the path of the page with the answers of a run, once it is published."""
 
         def find_page() -> str | None:
-            artifacts = self.api("/artifacts/filter", flow_runs={"id": {"any_": [run["id"]]}}, limit=20)
+            artifacts = self.request("/artifacts/filter", flow_runs={"id": {"any_": [run["id"]]}}, limit=20)
             pages = [each for each in artifacts if each["type"] == "markdown" and each["key"] != "pollux-submit"]
             newest = max(pages, key=lambda each: str(each["created"]), default=None)
             return newest and f"/artifacts/artifact/{newest['id']}"
@@ -90,13 +90,13 @@ class World:
         return wait_until(find_page, f"{run['name']} has a page")
 
 
-def wait_until(found: Callable[[], T | None], what: str, within_s: float = 60) -> T:
-    """Return the first result of `found` that is not None."""
+def wait_until(find: Callable[[], T | None], condition: str, within_s: float = 60) -> T:
+    """Return the first result of `find` that is not None."""
     deadline = time.monotonic() + within_s
-    while (result := found()) is None:
-        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
+    while (found := find()) is None:
+        assert time.monotonic() < deadline, f"not within {within_s} s: {condition}"
         time.sleep(0.3)
-    return result
+    return found
 
 
 class Screen:
@@ -110,16 +110,16 @@ class Screen:
         """Open a page of the UI, and wait until it is there."""
         self.page.goto(f"{self._origin}{path}", wait_until="networkidle")
 
-    def shoot(self, name: str, part: Locator | None = None) -> None:
-        """Write a screenshot of the page in its full height, or of a part of it."""
-        self.page.wait_for_timeout(500)  # for its last transition
+    def save_screenshot(self, name: str, part: Locator | None = None) -> None:
+        """Save a screenshot of the page in its full height, or of a part of it."""
+        self.page.wait_for_timeout(500)  # until the last transition has ended
         height = self.page.evaluate("Math.max(...[...document.querySelectorAll('*')].map(each => each.scrollHeight))")
         self.page.set_viewport_size({"width": 1300, "height": min(max(900, height), 4000)})
         SHOTS.mkdir(parents=True, exist_ok=True)
         (part or self.page).screenshot(path=SHOTS / f"{name}.png")
         self.page.set_viewport_size({"width": 1300, "height": 900})
 
-    def field(self, title: str) -> Locator:
+    def find_field(self, title: str) -> Locator:
         """Return the field of a form with exactly this title."""
         label = self.page.locator(".schema-form-property__label").filter(
             has_text=re.compile(rf"^{re.escape(title)}( \(Optional\))?$")
@@ -127,7 +127,7 @@ class Screen:
         return self.page.locator(".schema-form-property").filter(has=label).last
 
     def fill(self, title: str, text: str) -> None:
-        self.field(title).locator("textarea").last.fill(text)
+        self.find_field(title).locator("textarea").last.fill(text)
 
     def press(self, name: str) -> None:
         self.page.get_by_role("button", name=name, exact=True).last.click()
@@ -138,7 +138,7 @@ class Screen:
         self.page.keyboard.press("ArrowDown")
         self.page.locator(".p-select-option", has_text=option).first.click()
 
-    def shows(self, text: str) -> None:
+    def wait_for_text(self, text: str) -> None:
         """Wait until the page shows a text."""
         self.page.get_by_text(text).first.wait_for()
 
@@ -208,15 +208,16 @@ def browser() -> Iterator[Browser]:
 
 
 def repeat_while_busy(route: Route) -> None:
-    """Send a request again where it met another write: a server on SQLite then answers 503.
+    """Send a request again if the server answers 503, as it does on SQLite when two writes meet.
 
-    The UI only says that something went wrong, and a person would press the button again.
+    The UI would only show an error, and a person would press the button again. A connection that the server has just
+    closed is opened again, as a browser does.
     """
-    reply = route.fetch()
+    reply = route.fetch(max_retries=3)
     for _ in range(5):
         if reply.status != 503:
             break
-        reply = route.fetch()
+        reply = route.fetch(max_retries=3)
     route.fulfill(response=reply)
 
 
@@ -235,6 +236,6 @@ def screen(browser: Browser, world: World, request: pytest.FixtureRequest) -> It
     screen = Screen(page, world.origin)
     yield screen
     if request.node.stash[HAS_FAILED]:
-        screen.shoot(f"failure-{request.node.name}")
+        screen.save_screenshot(f"failure-{request.node.name}")
     page.unroute_all(behavior="ignoreErrors")
     page.close()

@@ -260,7 +260,7 @@ async def test_a_handle_of_another_account_or_address_is_refused(
 ) -> None:
     """No call is sent."""
     handle = await create_cache([STORY], config=config("gemini"))
-    with pytest.raises(ConfigurationError, match="made with another API key") as caught:
+    with pytest.raises(ConfigurationError, match="created with another API key") as caught:
         await run("p", config=config("gemini", **change), options=Options(cache=handle))
     assert "create_cache" in str(caught.value.hint)
     assert asked(sim) == []

@@ -106,7 +106,7 @@ async def test_without_reported_usage_the_savings_are_unknown() -> None:
         envelope = await run_many(["a"], config=asking, options=Options(cache=handle))
     caching = envelope.metrics["caching"]
     assert (caching["sent_tokens"], caching["naive_tokens"], caching["saved_usd"]) == (None, None, None)
-    assert "did not say" in caching["unknown"]
+    assert "did not report how many tokens" in caching["unknown"]
 
 
 async def test_savings_of_anthropic_include_the_surcharge_for_cache_writes(config: MakeConfig) -> None:

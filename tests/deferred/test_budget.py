@@ -76,7 +76,7 @@ async def test_a_child_job_must_fit_into_the_rest_of_the_budget(config: MakeConf
         assert await check(most, cost_usd=0.4 * most) == pytest.approx(0.6 * most)
         with pytest.raises(BudgetError, match=r"5 prompts may cost up to .*, and \$0.0003\d* of max_cost_usd"):
             await check(most, cost_usd=0.6 * most)
-        with pytest.raises(BudgetError, match=r"Not submitted again: .* cannot be enforced any more\. Who knows\."):
+        with pytest.raises(BudgetError, match=r"Not submitted again: .* can no longer be enforced\. Who knows\."):
             await check(most, cost_usd=None, cost_unknown="Who knows.")
-        with pytest.raises(BudgetError, match="gave no result"):
+        with pytest.raises(BudgetError, match="returned no result"):
             await check(most, cost_usd=0.0, missing=1)

@@ -1,4 +1,4 @@
-"""Estimates: their numbers, and how they report an unknown one."""
+"""Tests of estimates: their numbers, and how they report an unknown one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pollux_flows.config import ProviderName
 from pollux_flows.estimation.estimate import Amount
 from pollux_flows.estimation.estimating import estimate_calls
 from pollux_flows.estimation.schema_size import size_of_answer
-from pollux_flows.estimation.work import Sampled, Work
+from pollux_flows.estimation.work import SampledCall, Work
 from pollux_flows.pipeline.plan import Plan, make_plan
 from pollux_flows.pipeline.request import make_request
 from pollux_flows.simulator import Fault, Simulator
@@ -27,8 +27,10 @@ def operations(sim: Simulator) -> set[str]:
 
 
 @with_counter
-async def test_few_calls_are_all_counted(sim: Simulator, config: MakeConfig, provider: ProviderName) -> None:
-    """With instructions, tools, schema and sources: the count is the bill."""
+async def test_the_tokens_of_a_few_calls_are_all_counted(
+    sim: Simulator, config: MakeConfig, provider: ProviderName
+) -> None:
+    """The count includes instructions, schema and sources, and equals the bill."""
     options = Options(
         system_instruction="Be brief.",
         response_schema={"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]},
@@ -48,8 +50,10 @@ async def test_few_calls_are_all_counted(sim: Simulator, config: MakeConfig, pro
 
 
 @pytest.mark.parametrize("status", [404, 429, 401])
-async def test_without_a_counter_length_decides(sim: Simulator, config: MakeConfig, status: int) -> None:
-    """A compatible server may have none, and a counter may refuse: it is asked once, and the estimate says so."""
+async def test_tokens_are_estimated_by_length_if_the_counter_fails(
+    sim: Simulator, config: MakeConfig, status: int
+) -> None:
+    """A counter that is missing or refuses is asked once, and the estimate says so."""
     sim.fail(Fault(status=status), operation="count_tokens", times=None)
     estimate = await estimate_many(["x" * 400] * 30, config=config("openai"), options=Options(max_tokens=16))
     assert len(sim.requests) == 1
@@ -59,18 +63,18 @@ async def test_without_a_counter_length_decides(sim: Simulator, config: MakeConf
     assert KEY not in estimate.model_dump_json()
 
 
-async def test_a_local_server_is_not_asked(sim: Simulator, config: MakeConfig) -> None:
-    """It has no counter, and its price is not known, in words."""
+async def test_a_local_server_is_not_asked_to_count(sim: Simulator, config: MakeConfig) -> None:
+    """A local server has no counter, and its price is unknown."""
     estimate = await estimate_many(["x" * 400], config=config("local"), options=Options(max_tokens=10))
     assert not sim.requests
     assert estimate.input_tokens.expected == 100
     assert estimate.cost_usd.expected is None
-    assert estimate.cost_usd.unknown == "The cost of an answer from a local server is not known."
+    assert estimate.cost_usd.unknown == "The cost of an answer from a local server is unknown."
     assert "does not support" in str(estimate.batch_cost_usd.unknown)
 
 
-async def test_openrouter_is_estimated_by_its_list(sim: Simulator, config: MakeConfig) -> None:
-    """It says what it charged only with an answer."""
+async def test_openrouter_is_estimated_by_its_price_list(sim: Simulator, config: MakeConfig) -> None:
+    """OpenRouter reports what it charges only with an answer."""
     prompts = ["x" * 4_000 + str(number) for number in range(10)]
     estimate = await estimate_many(prompts, config=config("openrouter"), options=Options(max_tokens=50))
     assert not sim.requests
@@ -83,7 +87,7 @@ async def test_openrouter_is_estimated_by_its_list(sim: Simulator, config: MakeC
 async def test_files_are_counted_without_an_upload(
     sim: Simulator, config: MakeConfig, provider: ProviderName, tmp_path: Path
 ) -> None:
-    """They are sent along, once for all calls about them. One that is too large for that is estimated by its size."""
+    """A file is sent with a count, once for all calls about it."""
     (tmp_path / "report.pdf").write_bytes(b"%PDF-1.7\n" + b"x" * 99_991)
     (tmp_path / "notes.txt").write_text("x" * 4_000)
     (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 992)
@@ -100,7 +104,7 @@ async def test_files_are_counted_without_an_upload(
 
 
 async def test_a_large_file_is_estimated_by_its_size(sim: Simulator, config: MakeConfig, tmp_path: Path) -> None:
-    """And the estimate says so."""
+    """The estimate says that the file was not counted."""
     (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + b"x" * (9 << 20))
     estimate = await estimate_many(
         ["four"], sources=[Source.from_file(str(tmp_path / "film.mp4"))], config=config("gemini")
@@ -111,8 +115,8 @@ async def test_a_large_file_is_estimated_by_its_size(sim: Simulator, config: Mak
     assert any("too large to be counted without an upload" in line for line in estimate.assumptions)
 
 
-async def test_each_source_by_itself(sim: Simulator, config: MakeConfig) -> None:
-    """As in a broadcast: each prompt about each source."""
+async def test_each_prompt_is_estimated_with_each_source(sim: Simulator, config: MakeConfig) -> None:
+    """`each_source` estimates a broadcast."""
     sources = [Source.from_text("x" * 400 * number) for number in (1, 2, 3)]
     estimate = await estimate_many(["four"] * 2, sources=sources, config=config("anthropic"), each_source=True)
     assert (estimate.calls, estimate.duplicates) == (6, 3)
@@ -120,8 +124,8 @@ async def test_each_source_by_itself(sim: Simulator, config: MakeConfig) -> None
     assert not asked(sim)
 
 
-async def test_what_is_answered_is_not_asked(config: MakeConfig) -> None:
-    """Where `reuse` says so, and while it is young enough. Its length is known in any case."""
+async def test_reusable_answers_cost_nothing_in_an_estimate(config: MakeConfig) -> None:
+    """`reuse` and `max_age` decide. The length of earlier answers is used in any case."""
     prompts = [f"prompt {number}" for number in range(10)]
     await run_many(prompts[:4], config=config("gemini"))
     estimate = await estimate_many(prompts, config=config("gemini"), reuse="always")
@@ -134,8 +138,8 @@ async def test_what_is_answered_is_not_asked(config: MakeConfig) -> None:
     assert (everything.to_ask, everything.cost_usd.worst, everything.assumptions) == (0, 0.0, [])
 
 
-async def test_time_within_the_limits(sim: Simulator, config: MakeConfig) -> None:
-    """The slowest limit counts; how long the model takes is learned from earlier answers."""
+async def test_the_duration_follows_the_slowest_limit(sim: Simulator, config: MakeConfig) -> None:
+    """The latency of the model is that of earlier answers."""
     options = Options(max_tokens=50)
     limited = config("gemini", requests_per_minute=10, tokens_per_minute=1_000)
     estimate = await estimate_many(["x" * 400] * 20, config=limited, options=options)
@@ -150,33 +154,33 @@ async def test_time_within_the_limits(sim: Simulator, config: MakeConfig) -> Non
     assert known.duration_s.expected == pytest.approx(1.2, rel=0.5)
 
 
-async def test_a_sample_stands_for_a_table(config: MakeConfig) -> None:
-    """Each of its calls may be of a plan of its own."""
+async def test_a_sample_is_estimated_for_all_calls_of_a_table(config: MakeConfig) -> None:
+    """Each call of the sample may belong to another plan."""
     made = config("gemini")
 
     def plan(number: int) -> Plan:
         source = Source.from_text("x" * 4 * number)
         return make_plan(make_request("four", target=made.target, sources=[source], options=Options(max_tokens=20)))
 
-    sample = [Sampled(each, each.calls[0]) for each in map(plan, range(1, 101))]
+    sample = [SampledCall(each, each.calls[0]) for each in map(plan, range(1, 101))]
     estimate = await estimate_calls(Work(sample, calls=50_000, to_ask=40_000, duplicates=4_000, reused=6_000), made)
     assert estimate.input_tokens.expected == pytest.approx(40_000 * 51.5, rel=0.02)
     assert (estimate.calls, estimate.to_ask, estimate.counted) == (50_000, 40_000, 20)
-    assert "100 calls stand for all 40,000." in estimate.assumptions
+    assert "A sample of 100 calls represents all 40,000." in estimate.assumptions
 
 
-async def test_caching_is_advised(config: MakeConfig) -> None:
-    """By the same arithmetic as that of cache="auto"."""
+async def test_an_estimate_advises_on_caching(config: MakeConfig) -> None:
+    """The advice uses the arithmetic of cache="auto"."""
     report = Source.from_text("A long report. " * 20_000)
     model = "gemini-2.5-flash"
     pays = await estimate_many(["Why?"] * 30, sources=[report], config=config("gemini", model=model))
-    assert pays.caching.startswith('cache="auto" pays: ')
+    assert pays.caching.startswith('cache="auto" is cheaper: ')
     vain = await estimate_many(["Why?", "How?"], config=config("gemini", model=model))
     assert vain.caching.startswith('cache="auto" would cache nothing: ')
 
 
 async def test_thinking_is_part_of_the_answer(config: MakeConfig) -> None:
-    """Half of its budget is expected, and max_tokens is the most of both."""
+    """Half of the thinking budget is expected, and max_tokens limits thinking and answer together."""
     budget = config("anthropic", model="claude-haiku-4-5")
     thinks = Options(reasoning_budget_tokens=2_000, max_tokens=3_000)
     estimate = await estimate_many(["Why?"], config=budget, options=thinks)
@@ -186,7 +190,7 @@ async def test_thinking_is_part_of_the_answer(config: MakeConfig) -> None:
 
 
 async def test_a_long_prompt_has_its_own_price(config: MakeConfig) -> None:
-    """From 200,000 tokens on Gemini 2.5 Pro costs more, and each call is priced by itself."""
+    """Gemini 2.5 Pro costs more from 200,000 tokens on, and each call has its own price."""
     made, options = config("gemini", model="gemini-2.5-pro"), Options(max_tokens=10)
     short = await estimate_many(["x" * 400_000] * 2, config=made, options=options)
     long = await estimate_many(["x" * 1_600_000, "x" * 400_000], config=made, options=options)
@@ -194,18 +198,18 @@ async def test_a_long_prompt_has_its_own_price(config: MakeConfig) -> None:
     assert long.cost_usd.expected == pytest.approx(1.0 + 0.00015 + 0.125 + 0.0001)
 
 
-async def test_what_a_run_refuses_an_estimate_refuses(sim: Simulator, config: MakeConfig) -> None:
+async def test_an_estimate_refuses_what_a_run_refuses(sim: Simulator, config: MakeConfig) -> None:
     with pytest.raises(ConfigurationError, match="blank"):
         await estimate_many([" "], config=config("openai"))
     options = Options(response_schema={"type": "array", "items": {"type": "string"}})
     with pytest.raises(ConfigurationError, match="root is an object"):
         await estimate_many(["x"], config=config("openai"), options=options)
-    with pytest.raises(ConfigurationError, match="takes none"):
+    with pytest.raises(ConfigurationError, match="reuses none of them"):
         await estimate_many(["x"], config=config("openai"), max_age=5)
     assert not sim.requests
 
 
-async def test_nothing_to_ask_costs_nothing(config: MakeConfig) -> None:
+async def test_an_estimate_of_no_prompts_is_zero(config: MakeConfig) -> None:
     estimate = await estimate_many([], config=config("openai"))
     assert (estimate.calls, estimate.cost_usd.expected, estimate.duration_s.expected) == (0, 0.0, 0.0)
 
@@ -227,8 +231,8 @@ class _Invoice(BaseModel):
     total: int
 
 
-def test_the_size_of_an_answer() -> None:
-    """By its schema: names and punctuation, and what each type takes."""
+def test_the_size_of_an_answer_is_estimated_from_its_schema() -> None:
+    """Names and punctuation count, and each type has a size of its own."""
     size = size_of_answer(_Invoice.model_json_schema())
     line = len('{"item":"0123456789","price":1.25}')
     assert size.expected == pytest.approx(len('{"lines":[,],"note":"","total":123}') + 2 * line + 80, abs=8)
@@ -251,7 +255,7 @@ def test_the_size_of_an_answer() -> None:
         ("anthropic", "claude-opus-4-6", {}, 20),
     ],
 )
-async def test_what_calls_share_is_priced_as_the_provider_caches_it(  # noqa: PLR0917 (fixtures and cases)
+async def test_shared_input_is_priced_as_the_provider_caches_it(  # noqa: PLR0917 (fixtures and cases)
     sim: Simulator, config: MakeConfig, provider: ProviderName, model: str, caching: Any, calls: int
 ) -> None:
     """The first calls write, the others read."""
@@ -266,8 +270,8 @@ async def test_what_calls_share_is_priced_as_the_provider_caches_it(  # noqa: PL
     assert (estimate.cost_usd.worst or 0) >= bill
 
 
-async def test_writes_are_billed_that_nothing_reads(sim: Simulator, config: MakeConfig) -> None:
-    """By GPT-5.6: of prompts that share nothing, too."""
+async def test_cache_writes_that_no_call_reads_are_billed(sim: Simulator, config: MakeConfig) -> None:
+    """GPT-5.6 bills writes of prompts that share nothing, too."""
     assert not sim.requests
     prompts = [f"{number} " + "x" * 20_000 for number in range(5)]
     made, options = config("openai", model="gpt-5.6"), Options(max_tokens=16)

@@ -1,4 +1,4 @@
-"""The expected cost is close to the bill, and nothing is generated to find that out."""
+"""Tests of estimates of three kinds of tables: the expected cost is close to the bill, and nothing is generated."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Ticket(BaseModel):
     product: str | None
 
 
-def texts(count: int, seed: str, words: tuple[int, int]) -> list[str]:
-    """Prompts of so many words, each of them another."""
+def make_texts(count: int, seed: str, words: tuple[int, int]) -> list[str]:
+    """Return prompts with random numbers of words, all different."""
     rng = random.Random(seed)  # noqa: S311 (not for secrets)
     return [
         f"{number}: {' '.join('x' * rng.randint(1, 12) for _ in range(rng.randint(*words)))}" for number in range(count)
@@ -39,7 +39,7 @@ def texts(count: int, seed: str, words: tuple[int, int]) -> list[str]:
 async def estimate_and_run(
     sim: Simulator, config: Config, prompts: Sequence[str], options: Options | None = None, reuse: Reuse = "run"
 ) -> tuple[Estimate, float]:
-    """The estimate of a run, for which nothing was generated or stored, and then its bill."""
+    """Return the estimate of a run, for which nothing is generated, and then its bill."""
     sim.reset()
     estimate = await estimate_many(prompts, config=config, options=options, reuse=reuse)
     assert {each.operation for each in sim.requests} == {"count_tokens"}
@@ -49,29 +49,33 @@ async def estimate_and_run(
 
 
 @with_counter
-async def test_long_texts_with_short_answers(sim: Simulator, config: MakeConfig, provider: ProviderName) -> None:
-    """The answers are unknown, but for how long they may be, and matter little."""
-    prompts = texts(60, f"long {provider}", (1_000, 5_000))
+async def test_the_estimate_of_long_texts_with_short_answers_is_close_to_the_bill(
+    sim: Simulator, config: MakeConfig, provider: ProviderName
+) -> None:
+    """Only the maximum length of the answers is known, and they cost little."""
+    prompts = make_texts(60, f"long {provider}", (1_000, 5_000))
     estimate, bill = await estimate_and_run(sim, config(provider), prompts, Options(max_tokens=100))
     assert estimate.cost_usd.expected == pytest.approx(bill, rel=0.15)
     assert (estimate.calls, estimate.to_ask, estimate.counted) == (60, 60, 20)
 
 
 @with_counter
-async def test_structured_answers(sim: Simulator, config: MakeConfig, provider: ProviderName) -> None:
-    """The schema says how long they will be."""
-    prompts = texts(60, f"structured {provider}", (20, 150))
+async def test_the_estimate_of_structured_answers_is_close_to_the_bill(
+    sim: Simulator, config: MakeConfig, provider: ProviderName
+) -> None:
+    """The length of the answers is estimated from the schema."""
+    prompts = make_texts(60, f"structured {provider}", (20, 150))
     options = Options(response_schema=Ticket, system_instruction="You read tickets.")
     estimate, bill = await estimate_and_run(sim, config(provider), prompts, options)
     assert estimate.cost_usd.expected == pytest.approx(bill, rel=0.15)
 
 
 @with_counter
-async def test_short_prompts_of_which_some_are_answered(
+async def test_the_estimate_of_partly_answered_prompts_is_close_to_the_bill(
     sim: Simulator, config: MakeConfig, provider: ProviderName
 ) -> None:
-    """Answered prompts are not paid again, and tell how long the answers to the others will be."""
-    prompts = texts(120, f"short {provider}", (3, 20))
+    """Answered prompts are not paid for again, and show how long the other answers will be."""
+    prompts = make_texts(120, f"short {provider}", (3, 20))
     await run_many(prompts[:20], config=config(provider))
     estimate, bill = await estimate_and_run(sim, config(provider), prompts, reuse="always")
     assert (estimate.calls, estimate.reused, estimate.to_ask) == (120, 20, 100)
@@ -79,10 +83,12 @@ async def test_short_prompts_of_which_some_are_answered(
 
 
 @with_counter
-async def test_a_batch_costs_what_was_expected(sim: Simulator, config: MakeConfig, provider: ProviderName) -> None:
-    """About half of what the same calls cost now."""
+async def test_the_estimate_of_a_batch_is_close_to_the_bill(
+    sim: Simulator, config: MakeConfig, provider: ProviderName
+) -> None:
+    """A batch costs about half as much as the same calls in realtime."""
     sim.batch_s = 0.0
-    prompts, options = texts(30, f"batch {provider}", (100, 500)), Options(max_tokens=50)
+    prompts, options = make_texts(30, f"batch {provider}", (100, 500)), Options(max_tokens=50)
     estimate = await estimate_many(prompts, config=config(provider), options=options)
     handle = await defer_many(prompts, config=config(provider), options=options)
     envelope = await collect_deferred(handle, config=config(provider))

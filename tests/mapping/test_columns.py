@@ -1,4 +1,4 @@
-"""Columns of answers: typed by the response schema, whatever a provider answers."""
+"""Test of answer columns: they have the types of the response schema, and take every answer that fits it."""
 
 from __future__ import annotations
 

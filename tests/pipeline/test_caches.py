@@ -124,7 +124,7 @@ async def test_a_time_to_live_is_a_number_of_seconds(ttl: Any, config: MakeConfi
 
 
 async def test_a_cache_without_content_is_refused(config: MakeConfig, sim: Simulator) -> None:
-    with pytest.raises(ConfigurationError, match="nothing to keep"):
+    with pytest.raises(ConfigurationError, match="nothing to cache"):
         await create_cache([], config=config("gemini"))
     assert sim.requests == []
 

@@ -59,14 +59,14 @@ def continue_from(**state: Any) -> dict[str, Any]:
 # --- Refusals -----------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "no state": ({"continue_from": {}}, r"carries no conversation .*history=\[\]"),
-    "an empty state": ({"continue_from": {"_conversation_state": None}}, "carries no conversation"),
-    "a list instead of a state": ({"continue_from": {"_conversation_state": []}}, "Pass the envelope as it came"),
-    "a state without turns": ({"continue_from": {"_conversation_state": {"version": 1}}}, "as it came"),
-    "a version in words": (continue_from(version="1"), "as it came"),
-    "a number instead of an id": (continue_from(response_id=1), "response_id of continue_from is no text"),
+    "no state": ({"continue_from": {}}, r"has no conversation .*history=\[\]"),
+    "an empty state": ({"continue_from": {"_conversation_state": None}}, "has no conversation"),
+    "a list instead of a state": ({"continue_from": {"_conversation_state": []}}, "Pass the envelope unchanged"),
+    "a state without turns": ({"continue_from": {"_conversation_state": {"version": 1}}}, "unchanged"),
+    "a version in words": (continue_from(version="1"), "unchanged"),
+    "a number instead of an id": (continue_from(response_id=1), "response_id of continue_from is not a text"),
     "a newer version": (continue_from(version=2), "newer version of pollux_flows .*Update"),
-    "another provider": (continue_from(provider="gemini"), "was with gemini, and openai knows nothing of it"),
+    "another provider": (continue_from(provider="gemini"), "was with gemini, and cannot be continued with openai"),
     "a turn of an unknown role": (
         continue_from(history=[{"role": "system"}]),
         r"_conversation_state.history\[0\] has the role",
@@ -103,7 +103,7 @@ async def test_a_conversation_with_several_prompts_or_sources_is_refused(
     with pytest.raises(ConfigurationError, match="with one prompt, not 2"):
         await run_many(["p", "q"], config=openai, options=options)
     sources = [Source.from_text("a"), Source.from_text("b")]
-    with pytest.raises(ConfigurationError, match="each source by itself"):
+    with pytest.raises(ConfigurationError, match="each source separately"):
         make_request(["p"], target=openai.target, sources=sources, options=options, each_source=True)
     assert sim.requests == []
 
@@ -178,7 +178,7 @@ RESULTS: dict[str, tuple[Any, str]] = {
     "no list": ({"tool_call_id": "x"}, "Pass a list"),
     "text": ("sea", "Pass a list"),
     "no result": (["sea"], r"tool_results\[0\]"),
-    "no id": ([{"content": "sea"}], r"tool_results\[0\] does not say which tool call"),
+    "no id": ([{"content": "sea"}], r"tool_results\[0\] has no tool_call_id"),
     "unknown": ([{"tool_call_id": "x", "content": "sea"}], r"tool_results\[0\] is the result of the tool call 'x'"),
     "a prompt": ([{"role": "user", "content": "sea"}], "a turn of role user"),
     "an object": ([{"tool_call_id": "x", "content": {"a": 1}}], r"tool_results\[0\].content is of type dict"),
@@ -208,10 +208,10 @@ async def test_missing_and_duplicate_tool_results_are_refused(openai: Config, si
 
 async def test_continue_tool_needs_an_envelope_with_open_tool_calls(openai: Config, sim: Simulator) -> None:
     """An envelope without a conversation, and one whose answer is text, are refused."""
-    with pytest.raises(ConfigurationError, match="carries no conversation"):
+    with pytest.raises(ConfigurationError, match="has no conversation"):
         await continue_tool(await run("p", config=openai), [{"tool_call_id": "x"}], config=openai)
     words = await run("p", config=openai, options=Options(history=[]))
-    with pytest.raises(ConfigurationError, match="waits for no tool results"):
+    with pytest.raises(ConfigurationError, match="needs no tool results"):
         await continue_tool(words, [{"tool_call_id": "x"}], config=openai)
     for wrong in (None, "envelope"):
         with pytest.raises(ConfigurationError, match="Pass the envelope"):
@@ -227,7 +227,7 @@ async def test_a_conversation_cannot_continue_from_a_blocked_answer(openai: Conf
     sim.fail(Fault(kind="blocked"))
     blocked = await run("q", config=openai, options=Options(continue_from=first))
     assert "_conversation_state" not in blocked
-    with pytest.raises(ConfigurationError, match="carries no conversation"):
+    with pytest.raises(ConfigurationError, match="has no conversation"):
         await run("r", config=openai, options=Options(continue_from=blocked))
     assert (await run("r", config=openai, options=Options(continue_from=first))).status == "ok"
 

@@ -382,7 +382,7 @@ async def test_answers_are_in_the_error_if_the_redis_is_killed_during_a_run(
     envelope = caught.value.envelope
     assert envelope is not None
     assert [bool(text) for text in envelope.answers] == [True, True, False]
-    assert sum("waits in" in warning for warning in envelope.diagnostics["warnings"]) == 2
+    assert sum("was written to" in warning for warning in envelope.diagnostics["warnings"]) == 2
     assert len(asked(sim)) == 2
 
 
@@ -395,13 +395,13 @@ async def _refuse_to_save(*_: Any) -> None:
 
 def lose_before_lookup(monkeypatch: pytest.MonkeyPatch, lose: Callable[[], object]) -> None:
     """Lose the records of the state just before the error message looks them up."""
-    look_for_saved = answers.Answers.look_for_saved
+    look_for_saved = answers.Answers.check_saved
 
     async def lose_and_look(self: answers.Answers, outcomes: Iterable[Outcome]) -> Saved | None:
         lose()
         return await look_for_saved(self, outcomes)
 
-    monkeypatch.setattr(answers.Answers, "look_for_saved", lose_and_look)
+    monkeypatch.setattr(answers.Answers, "check_saved", lose_and_look)
 
 
 @pytest.fixture(params=["disk", "redis", "restarted redis"])
@@ -437,7 +437,7 @@ async def test_an_error_reports_answers_that_the_state_has_lost(
     with pytest.raises(APIError) as caught:
         await run_many(PROMPTS, config=openai, **terms)
     hint = caught.value.hint or ""
-    assert "answers to 2 of 3 prompts are gone from the state" in hint
+    assert "answers to 2 of 3 prompts are no longer in the state" in hint
     assert "running again asks, and pays for, everything again" in hint
     assert "are saved" not in hint
 
@@ -447,7 +447,7 @@ async def test_an_error_reports_that_saved_answers_could_not_be_looked_up(
 ) -> None:
     monkeypatch.setattr(Journal, "has_answers", _refuse_to_save)
     sim.fail(Fault(status=400, message="not this one"), contains="second")
-    with pytest.raises(APIError, match="still saved could not be looked up: The disk is full"):
+    with pytest.raises(APIError, match="still saved could not be checked: The disk is full"):
         await run_many(PROMPTS, config=openai, run_key="monday")
 
 

@@ -1,4 +1,4 @@
-"""A real Prefect server for all tests here, and a simulated world on loopback for each."""
+"""A Prefect server for all tests here, and a simulated provider on loopback."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def simulator(world: tuple[Simulator, str]) -> Iterator[Simulator]:
 
 @pytest.fixture
 def no_caches_are_left() -> Iterator[None]:
-    """No cache is on the server, neither of another file's tests before this one nor after it."""
+    """Delete all caches of the server before and after the test."""
     _delete_caches()
     yield
     _delete_caches()
@@ -62,7 +62,7 @@ def _delete_caches() -> None:
 
 @pytest.fixture
 def provider(world: tuple[Simulator, str], simulator: Simulator) -> PolluxProvider:
-    """A provider that was made on the spot and never saved."""
+    """Return a provider that is not saved on the server."""
     return PolluxProvider(
         provider="openai",
         model="gpt-4.1-mini",

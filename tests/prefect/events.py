@@ -1,4 +1,4 @@
-"""Events on the Prefect server, as tests read them."""
+"""Events, read from the Prefect server."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ PROMPTS = ["one", "two", "three", "four"]
 ANSWERS = [f"Simulated answer to: {prompt}" for prompt in PROMPTS]
 
 
-class Saved(Protocol):
+class SaveProvider(Protocol):
     async def __call__(self, kind: ProviderName, **more: Any) -> PolluxProvider: ...
 
 
@@ -40,7 +40,7 @@ async def no_jobs_are_left() -> AsyncIterator[None]:
 
 
 @pytest.fixture
-def saved(world: tuple[Simulator, str], simulator: Simulator) -> Saved:
+def save_provider(world: tuple[Simulator, str], simulator: Simulator) -> SaveProvider:
     """Return a function that saves a provider on the server, unless it is saved there already."""
     simulator.batch_s = 0
 
@@ -54,15 +54,15 @@ def saved(world: tuple[Simulator, str], simulator: Simulator) -> Saved:
             **more,
         )
         with suppress(ConfigurationError):
-            there = await PolluxProvider.named(name)
-            if all(getattr(there, field) == getattr(block, field) for field in PolluxProvider.model_fields):
-                return there
+            existing = await PolluxProvider.named(name)
+            if all(getattr(existing, field) == getattr(block, field) for field in PolluxProvider.model_fields):
+                return existing
         await block.asave(name, overwrite=True)
         return await PolluxProvider.named(name)
 
     return save
 
 
-async def events_of(job: str, count: int = 2) -> list[str]:
+async def read_job_events(job: str, count: int = 2) -> list[str]:
     """Return the events of the job on the server, in order."""
     return await read_events(f"pollux.deferred-job.{job}", count)

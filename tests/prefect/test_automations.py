@@ -1,4 +1,4 @@
-"""The automations in deployments/: the server takes each file, and does what it says."""
+"""Tests of the automations in deployments/: the server accepts each file, and each automation fires."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ async def create_automation(name: str, folder: Path, filled_in: object = UUID(in
     """Run `prefect automation create --from-file`, with an id filled in."""
     file = folder / name
     file.write_text((FOLDER / "automations" / name).read_text().replace("FILL_IN", str(filled_in)))
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as caught:
         await create(from_file=str(file))
-    assert ended.value.code == 0
+    assert caught.value.code == 0
 
 
 async def emit_until_it_fires(emit: Callable[[], Awaitable[None]], find: Callable[[], Awaitable[T | None]]) -> T:
@@ -103,7 +103,7 @@ async def test_a_collected_job_starts_a_deployment(tmp_path: Path) -> None:
 
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The web app in deployments/webhooks.py."""
+    """Return the web app of deployments/webhooks.py."""
     monkeypatch.setenv("OPENAI_WEBHOOK_SECRET", SECRET)
     spec = util.spec_from_file_location("webhooks", FOLDER / "webhooks.py")
     assert spec
@@ -113,7 +113,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-async def send(receiver: ModuleType, provider: str, *, secret: bytes) -> httpx.Response:
+async def send_webhook(receiver: ModuleType, provider: str, *, secret: bytes) -> httpx.Response:
     """Send a webhook that is signed with this secret, as OpenAI does."""
     body = json.dumps({"id": "evt_1", "type": "batch.completed", "created_at": 1, "data": {"id": "batch_1"}})
     now = str(int(time.time()))
@@ -133,15 +133,15 @@ async def test_a_webhook_starts_collect(receiver: ModuleType, tmp_path: Path) ->
     await create_automation("batch-ended.yaml", tmp_path, deployment)
 
     async def call_webhook() -> None:
-        assert (await send(receiver, "openai", secret=b"a secret of a webhook")).status_code == 204
+        assert (await send_webhook(receiver, "openai", secret=b"a secret of a webhook")).status_code == 204
 
     assert await emit_until_it_fires(call_webhook, partial(read_parameters, deployment)) == {}
 
 
 async def test_a_webhook_with_a_wrong_signature_is_refused(receiver: ModuleType) -> None:
-    reply = await send(receiver, "openai", secret=b"a guess")
+    reply = await send_webhook(receiver, "openai", secret=b"a guess")
     assert (reply.status_code, "signature" in reply.text) == (400, True)
-    assert (await send(receiver, "gemini", secret=b"a guess")).status_code == 404
+    assert (await send_webhook(receiver, "gemini", secret=b"a guess")).status_code == 404
 
 
 def test_the_notification_of_failures_names_all_flows() -> None:
@@ -152,7 +152,7 @@ def test_the_notification_of_failures_names_all_flows() -> None:
 
 @pytest.fixture
 def inbox() -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """The address of a chat's webhook on loopback, and the messages that it has received."""
+    """Return the address of a chat's webhook on loopback, and the messages that it receives."""
     messages: list[dict[str, str]] = []
 
     class Chat(BaseHTTPRequestHandler):
@@ -172,7 +172,7 @@ def inbox() -> Iterator[tuple[str, list[dict[str, str]]]]:
 async def test_a_failed_run_sends_a_notification(
     inbox: tuple[str, list[dict[str, str]]], provider: PolluxProvider, simulator: Simulator, tmp_path: Path
 ) -> None:
-    """The message names the run and its error; it has no link, for this server does not know its own address."""
+    """The message names the run and its error; it has no link, because this server does not know its own address."""
     address, messages = inbox
     chat = CustomWebhookNotificationBlock(
         name="chat", url=address, json_data={"title": "{{subject}}", "text": "{{body}}"}
@@ -193,5 +193,5 @@ async def test_a_failed_run_sends_a_notification(
     assert "None" not in message["text"]
 
 
-async def test_the_server_takes_the_automation_of_crashed_runs(tmp_path: Path) -> None:
+async def test_the_server_accepts_the_automation_for_crashed_runs(tmp_path: Path) -> None:
     await create_automation("crashed.yaml", tmp_path)

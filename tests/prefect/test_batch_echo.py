@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.flows import acollect, asubmit
 from pollux_flows.simulator import Fault, Simulator
-from tests.prefect.jobs import events_of, jobs_home, no_jobs_are_left
+from tests.prefect.jobs import jobs_home, no_jobs_are_left, read_job_events
 
 __all__ = ["jobs_home", "no_jobs_are_left"]
 
@@ -21,7 +21,7 @@ KEY = "sk-echoed-by-a-batch-4f1c92"
 async def test_a_batch_that_echoes_the_key_stores_it_nowhere(
     world: tuple[Simulator, str], simulator: Simulator, tmp_path: Path
 ) -> None:
-    """Neither on the server, in jobs, results, artifacts, events and logs, nor in the output or POLLUX_HOME."""
+    """The database of the server (jobs, artifacts, events, logs), results, outputs and POLLUX_HOME are searched."""
     simulator.batch_s = 0
     simulator.fail(Fault(status=400, message=f"bad key {KEY}"), operation="batch.row", contains="Echo it.", times=None)
     simulator.batch(end="completed")
@@ -38,20 +38,20 @@ async def test_a_batch_that_echoes_the_key_stores_it_nowhere(
     report = await acollect()
     for kind, job in zip(("row", "whole"), jobs, strict=True):
         assert "bad key [REDACTED]" in (tmp_path / f"{kind}.jsonl").read_text()
-        assert len(await events_of(job)) == 2
+        assert len(await read_job_events(job)) == 2
     assert KEY not in report.model_dump_json()
-    assert _files_with_key(tmp_path, Path(os.environ["PREFECT_HOME"]), _database().parent) == []
+    assert _find_files_with_key(tmp_path, Path(os.environ["PREFECT_HOME"]), _find_database().parent) == []
 
 
 def test_the_search_covers_the_servers_database() -> None:
-    """Otherwise the test above would find nothing, whatever is stored."""
-    assert _database().is_file()
+    """The test above searches the folder of this file."""
+    assert _find_database().is_file()
 
 
-def _files_with_key(*folders: Path) -> list[str]:
+def _find_files_with_key(*folders: Path) -> list[str]:
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     return [str(path) for path in files if KEY.encode() in path.read_bytes()]
 
 
-def _database() -> Path:
+def _find_database() -> Path:
     return Path(str(PREFECT_API_DATABASE_CONNECTION_URL.value()).partition(":///")[2])

@@ -1,4 +1,4 @@
-"""Blocks: Prefect's own standards for them, their examples, their form, and documents of an earlier schema."""
+"""Tests of blocks: Prefect's own standards, their examples, their forms, and documents of an earlier schema."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def submit_job(provider: PolluxProvider) -> str:
         (PolluxDeferredJob, submit_job),
     ],
 )
-def test_the_example_runs(
+def test_the_example_of_a_block_runs(
     kind: type[Block], save: Callable[[PolluxProvider], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As the page of the block in the UI shows it, with the block's own name."""
+    """The example is that of the block's page in the UI, with the name of a saved block."""
     provider = PolluxProvider(provider="gemini", model="gemini-2.5-flash", use_mock=True)
     provider.save("of-examples", overwrite=True)
     example = str(kind.get_code_example()).replace("BLOCK_NAME", save(provider)).replace('"gemini"', '"of-examples"')
@@ -77,8 +77,8 @@ def test_the_form_of_a_provider_has_one_input_a_field() -> None:
     assert schema["properties"]["api_key"]["format"] == "password"
 
 
-async def test_a_provider_of_an_earlier_schema_is_picked_and_runs() -> None:
-    """The checksum of its schema is another; the form of a flow lists it all the same, and the flow loads it."""
+async def test_a_provider_of_an_earlier_schema_can_be_picked_loaded_and_saved() -> None:
+    """The checksum of its schema differs from ours. Saving the provider gives it the present schema."""
     await aregister_block_types()
     earlier = PolluxProvider.model_json_schema()
     del earlier["properties"]["tokens_per_minute"]

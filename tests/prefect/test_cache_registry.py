@@ -1,4 +1,4 @@
-"""The cache registry of a Prefect server keeps the contract of all registries."""
+"""Tests of the cache registry of a Prefect server: the contract of all registries, and its blocks."""
 
 from __future__ import annotations
 
@@ -54,8 +54,10 @@ def registry(open_registry: contract.Open) -> CacheRegistry:
     return open_registry()
 
 
-async def test_a_block_that_was_edited_is_named(registry: BlockRegistry, caplog: pytest.LogCaptureFixture) -> None:
-    """Its own use is refused, with a way out; a list leaves it out, with a warning."""
+async def test_a_block_without_a_valid_record_is_refused_and_left_out_of_lists(
+    registry: BlockRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The refusal has a hint, and the list logs a warning."""
     await contract.save(registry, contract.FULL)
     block: Any = await cast(Any, PolluxCache).aload(cache_name("a"))
     assert isinstance(block, PolluxCache)
@@ -66,9 +68,9 @@ async def test_a_block_that_was_edited_is_named(registry: BlockRegistry, caplog:
         await client.delete_block_document(document.id)
     edited = block.model_copy(update={"record": {}})
     await edited.save(cache_name("a"))
-    with pytest.raises(ConfigurationError) as refused:
+    with pytest.raises(ConfigurationError) as caught:
         await registry.find("a")
-    assert refused.value.hint
+    assert caught.value.hint
     await contract.save(registry, contract.make_record("b"))
     assert await registry.list() == [contract.make_record("b")]
     assert f"skipped: The block {cache_name('a')} does not describe a cache" in caplog.text
@@ -77,8 +79,8 @@ async def test_a_block_that_was_edited_is_named(registry: BlockRegistry, caplog:
         await client.delete_block_document(document.id)
 
 
-async def test_a_block_that_is_deleted_during_a_creation_is_written_again(registry: BlockRegistry) -> None:
-    """The cache that it described may be paid for."""
+async def test_a_block_that_is_deleted_during_a_creation_is_saved_again(registry: BlockRegistry) -> None:
+    """The cache that the block describes may have been paid for."""
     async with registry.lock("a") as lock:
         await lock.save(contract.FULL)
         async with get_client() as client:
@@ -88,13 +90,15 @@ async def test_a_block_that_is_deleted_during_a_creation_is_written_again(regist
     assert await registry.find("a") == contract.FULL.change(tokens=7)
 
 
-async def test_trouble_with_the_server_is_explained(registry: BlockRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a PolluxError, which calls that can do without a cache survive."""
+async def test_an_unavailable_server_raises_a_pollux_error(
+    registry: BlockRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls that can do without a cache handle a PolluxError."""
 
-    async def unavailable(*_: object) -> None:
+    async def raise_connect_error(*_: object) -> None:
         raise httpx.ConnectError("no route")
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs_caches, "read_documents", unavailable)
+        patch.setattr(jobs_caches, "read_documents", raise_connect_error)
         with pytest.raises(PolluxError, match=r"does not answer \(no route\)"):
             await registry.list()

@@ -1,4 +1,4 @@
-"""pollux-flows caches on a Prefect server: PolluxCache blocks, listed and deleted."""
+"""Tests of `pollux-flows caches` on a Prefect server: it lists and deletes PolluxCache blocks."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def gemini(world: tuple[Simulator, str], simulator: Simulator) -> PolluxProvider
     return cast(PolluxProvider, PolluxProvider.load("gemini-for-caches"))
 
 
-async def forget_block_type() -> None:
-    """Leave a server that has never registered the block type."""
+async def delete_block_type() -> None:
+    """Delete the block type, as if the server had never registered it."""
     async with get_client() as client:
         try:
             kind = await client.read_block_type_by_slug("pollux-cache")
@@ -41,11 +41,11 @@ async def forget_block_type() -> None:
         await client.delete_block_type(kind.id)
 
 
-async def test_a_server_that_does_not_know_the_block_type(caches: Command) -> None:
-    await forget_block_type()
+async def test_a_server_without_the_block_type_has_no_caches(caches: Command) -> None:
+    await delete_block_type()
     assert "none yet." in await asyncio.to_thread(caches)
     assert (await asyncio.to_thread(caches, "delete", "x")).startswith(
-        "refused: No cache called 'x' is registered on the"
+        "refused: No cache named 'x' is registered on the"
     )
 
 
@@ -58,8 +58,8 @@ async def make_cache(provider: PolluxProvider) -> str:
     return cache_name(prepared.identity)
 
 
-def test_blocks_are_listed_and_deleted(caches: Command, gemini: PolluxProvider, simulator: Simulator) -> None:
-    """By the name of the block, with the key of the saved provider."""
+def test_cache_blocks_are_listed_and_deleted(caches: Command, gemini: PolluxProvider, simulator: Simulator) -> None:
+    """A cache is named by its block, and deleted with the key of its saved provider."""
     name = asyncio.run(make_cache(gemini))
     listed = caches()
     for words in (
@@ -76,13 +76,13 @@ def test_blocks_are_listed_and_deleted(caches: Command, gemini: PolluxProvider, 
     assert simulator.gemini_caches.all(simulator.now()) == []
     with pytest.raises(ValueError, match=name):
         cast(Any, PolluxCache).load(name)
-    assert caches("delete", name).startswith("refused: No cache called")
+    assert caches("delete", name).startswith("refused: No cache named")
 
 
-def test_the_state_store_can_be_listed_beside_a_server(caches: Command) -> None:
+def test_caches_of_the_state_store_are_listed_on_request(caches: Command) -> None:
     assert "in the state store at" in caches("--state")
 
 
-def test_a_server_that_does_not_answer(caches: Command) -> None:
+def test_a_server_that_does_not_answer_is_named(caches: Command) -> None:
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         assert caches().startswith("refused: The Prefect server at http://127.0.0.1:9/api does not answer")

@@ -38,9 +38,17 @@ from pollux_flows.jobs.store import BlockJobStore
 from pollux_flows.jobs.waiters import job_name
 from pollux_flows.simulator import Fault, Simulator
 from tests.loopback import SDKS
-from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, events_of, jobs_home, no_jobs_are_left, saved
+from tests.prefect.jobs import (
+    ANSWERS,
+    PROMPTS,
+    SaveProvider,
+    jobs_home,
+    no_jobs_are_left,
+    read_job_events,
+    save_provider,
+)
 
-__all__ = ["jobs_home", "no_jobs_are_left", "saved"]
+__all__ = ["jobs_home", "no_jobs_are_left", "save_provider"]
 
 every_batch_system = pytest.mark.parametrize("kind", SDKS)
 
@@ -52,10 +60,10 @@ class City(BaseModel):
 
 @every_batch_system
 async def test_a_job_is_submitted_once_and_collected_once(
-    kind: ProviderName, saved: Saved, simulator: Simulator
+    kind: ProviderName, save_provider: SaveProvider, simulator: Simulator
 ) -> None:
     simulator.batch_s = 3600
-    name = await asubmit(PROMPTS, await saved(kind))
+    name = await asubmit(PROMPTS, await save_provider(kind))
     block = cast(PolluxDeferredJob, await PolluxDeferredJob.aload(name))
     assert (block.state, block.status in {"queued", "running"}, block.prompts) == ("submitted", True, 4)
     assert block.batches == [simulator.batches[0].id]
@@ -75,12 +83,12 @@ async def test_a_job_is_submitted_once_and_collected_once(
     envelope = await await_for(name)
     assert (envelope.status, envelope.answers) == ("ok", ANSWERS)
     assert envelope.metrics["cost_usd"] == pytest.approx(row.cost_usd)
-    assert await events_of(name) == ["submitted", "collected"]
+    assert await read_job_events(name) == ["submitted", "collected"]
     assert len(simulator.batches) == 1
 
 
-def test_flows_have_a_sync_form(saved: Saved) -> None:
-    provider = asyncio.run(saved("openai"))
+def test_deferred_flows_have_a_sync_form(save_provider: SaveProvider) -> None:
+    provider = asyncio.run(save_provider("openai"))
     name = submit(PROMPTS, provider)
     assert collect([name]).rows[0].collected
     assert deferred(PROMPTS, provider).answers == ANSWERS
@@ -88,11 +96,11 @@ def test_flows_have_a_sync_form(saved: Saved) -> None:
 
 @every_batch_system
 async def test_files_schema_and_system_instruction_reach_the_provider(
-    kind: ProviderName, saved: Saved, tmp_path: Path, simulator: Simulator
+    kind: ProviderName, save_provider: SaveProvider, tmp_path: Path, simulator: Simulator
 ) -> None:
     pdf = tmp_path / "report.pdf"
     pdf.write_bytes(b"%PDF-1.7\n" + bytes(200))
-    provider = await saved(kind, keep_files_s=0.0)
+    provider = await save_provider(kind, keep_files_s=0.0)
     options = Options(system_instruction="Be brief.", response_schema=City)
     name = await asubmit(["Which city?"], provider, [Source.from_file(pdf)], options)
     uploaded = {file.id for file in simulator.files}
@@ -107,11 +115,11 @@ async def test_files_schema_and_system_instruction_reach_the_provider(
 
 
 async def test_the_output_has_a_line_per_prompt_and_a_manifest(
-    saved: Saved, tmp_path: Path, simulator: Simulator
+    save_provider: SaveProvider, tmp_path: Path, simulator: Simulator
 ) -> None:
     simulator.batch(end="partial", answered=0.5)
     output = tmp_path / "out" / "answers.jsonl"
-    name = await asubmit(PROMPTS, await saved("openai"), output=str(output))
+    name = await asubmit(PROMPTS, await save_provider("openai"), output=str(output))
     (row,) = (await acollect([name])).rows
     assert (row.succeeded, row.failed) == (2, 2)
     lines = [json.loads(line) for line in output.read_text().splitlines()]
@@ -126,9 +134,11 @@ async def test_the_output_has_a_line_per_prompt_and_a_manifest(
 
 
 @every_batch_system
-async def test_resubmit_submits_only_the_failed_prompts(kind: ProviderName, saved: Saved, simulator: Simulator) -> None:
+async def test_resubmit_submits_only_the_failed_prompts(
+    kind: ProviderName, save_provider: SaveProvider, simulator: Simulator
+) -> None:
     simulator.batch(end="expired", answered=0.5)
-    name = await asubmit(PROMPTS, await saved(kind))
+    name = await asubmit(PROMPTS, await save_provider(kind))
     assert (await acollect([name])).rows[0].succeeded == 2
     with pytest.raises(Exception, match="resubmit"):
         await await_for(name)
@@ -138,23 +148,27 @@ async def test_resubmit_submits_only_the_failed_prompts(kind: ProviderName, save
     envelope = await await_for(name)
     assert (envelope.status, envelope.answers) == ("ok", ANSWERS)
     assert [batch.rows for batch in simulator.batches] == [4, 2]
-    with pytest.raises(ConfigurationError, match="have their answer"):
+    with pytest.raises(ConfigurationError, match="have answers"):
         await aresubmit(name)
 
 
-async def test_the_collector_resubmits_failed_prompts(saved: Saved, simulator: Simulator, tmp_path: Path) -> None:
+async def test_the_collector_resubmits_failed_prompts(
+    save_provider: SaveProvider, simulator: Simulator, tmp_path: Path
+) -> None:
     simulator.batch(end="expired", answered=0.5)
     simulator.batch(end="expired", answered=0.5)
     output = tmp_path / "answers.jsonl"
-    envelope = await adeferred(PROMPTS, await saved("gemini"), resubmit=2, output=str(output))
+    envelope = await adeferred(PROMPTS, await save_provider("gemini"), resubmit=2, output=str(output))
     assert envelope.answers == ANSWERS
     assert [batch.rows for batch in simulator.batches] == [4, 2, 1]
     assert [json.loads(line)["answer"] for line in output.read_text().splitlines()] == ANSWERS
 
 
-async def test_failed_prompts_are_resubmitted_to_the_model_of_their_job(saved: Saved, simulator: Simulator) -> None:
-    """Jobs for two models of one account share a poll, and not its model: Gemini's is part of the batch's address."""
-    provider = await saved("gemini")
+async def test_failed_prompts_are_resubmitted_to_the_model_of_their_job(
+    save_provider: SaveProvider, simulator: Simulator
+) -> None:
+    """Jobs for two models of one account share a poll, but not a model, which is part of the URL of a Gemini batch."""
+    provider = await save_provider("gemini")
     other = provider.model_copy(update={"model": "gemini-2.5-pro"})
     await other.asave("deferred-gemini-pro", overwrite=True)
     for block in (provider, await PolluxProvider.named("deferred-gemini-pro")):
@@ -167,9 +181,9 @@ async def test_failed_prompts_are_resubmitted_to_the_model_of_their_job(saved: S
     assert created == Counter({f"{model}:batchGenerateContent": 2 for model in (provider.model, other.model)})
 
 
-async def test_a_retry_of_the_run_finds_its_job(saved: Saved, simulator: Simulator) -> None:
+async def test_a_retry_of_the_run_finds_its_job(save_provider: SaveProvider, simulator: Simulator) -> None:
     """A run that fails after the submission does not submit a second time."""
-    provider = await saved("openai")
+    provider = await save_provider("openai")
     names = []
 
     @flow(retries=1)
@@ -185,11 +199,11 @@ async def test_a_retry_of_the_run_finds_its_job(saved: Saved, simulator: Simulat
 
 @every_batch_system
 async def test_a_batch_whose_reply_was_lost_is_collected(
-    kind: ProviderName, saved: Saved, simulator: Simulator
+    kind: ProviderName, save_provider: SaveProvider, simulator: Simulator
 ) -> None:
-    """It is found at the provider, and not submitted again."""
+    """The batch is found at the provider, and not submitted a second time."""
     simulator.fail(Fault(kind="drop_after"), operation="batch.create")
-    name = await asubmit(PROMPTS, await saved(kind))
+    name = await asubmit(PROMPTS, await save_provider(kind))
     await acollect()
     assert (await await_for(name)).answers == ANSWERS
     assert len(simulator.batches) == 1
@@ -197,11 +211,11 @@ async def test_a_batch_whose_reply_was_lost_is_collected(
 
 @every_batch_system
 async def test_a_job_that_the_provider_refuses_is_removed(
-    kind: ProviderName, saved: Saved, simulator: Simulator
+    kind: ProviderName, save_provider: SaveProvider, simulator: Simulator
 ) -> None:
-    """So a retry submits it again."""
+    """A retry can submit it again."""
     simulator.fail(Fault(status=400, message="not like this"), operation="batch.create")
-    provider = await saved(kind)
+    provider = await save_provider(kind)
     with pytest.raises(Exception, match="not like this"):
         await asubmit(PROMPTS, provider)
     async with get_client() as client:
@@ -209,20 +223,20 @@ async def test_a_job_that_the_provider_refuses_is_removed(
     assert simulator.batches == []
 
 
-async def test_concurrent_collectors_collect_each_job_once(saved: Saved, simulator: Simulator) -> None:
-    provider = await saved("anthropic")
+async def test_concurrent_collectors_collect_each_job_once(save_provider: SaveProvider, simulator: Simulator) -> None:
+    provider = await save_provider("anthropic")
     names = [await asubmit([*PROMPTS, str(number)], provider) for number in range(3)]
     await asyncio.gather(acollect(), acollect(), acollect(names))
     for name in names:
-        assert await events_of(name) == ["submitted", "collected"]
+        assert await read_job_events(name) == ["submitted", "collected"]
         assert (await await_for(name)).status == "ok"
     assert len(simulator.batches) == 3
 
 
-async def test_a_job_without_its_provider_does_not_stop_the_pass(saved: Saved) -> None:
-    gone = await asubmit(PROMPTS, await saved("openai"))
-    fine = await asubmit(PROMPTS, await saved("gemini"))
-    edited = await asubmit(["edited"], await saved("gemini"))
+async def test_a_job_without_its_provider_does_not_stop_the_collector(save_provider: SaveProvider) -> None:
+    gone = await asubmit(PROMPTS, await save_provider("openai"))
+    fine = await asubmit(PROMPTS, await save_provider("gemini"))
+    edited = await asubmit(["edited"], await save_provider("gemini"))
     async with get_client() as client:
         document = await client.read_block_document_by_name("deferred-openai", "pollux-provider")
         await client.delete_block_document(document.id)
@@ -231,15 +245,15 @@ async def test_a_job_without_its_provider_does_not_stop_the_pass(saved: Saved) -
     await block.asave(edited, overwrite=True)
     rows = {row.job: row for row in (await acollect()).rows}
     assert rows[fine].collected
-    assert "no PolluxProvider called" in (rows[gone].problem or "")
+    assert "no PolluxProvider named" in (rows[gone].problem or "")
     assert rows[edited].problem
-    await saved("openai")
+    await save_provider("openai")
     assert (await acollect([gone])).rows[0].collected
 
 
-async def test_a_cancelled_job_is_collected(saved: Saved, simulator: Simulator) -> None:
+async def test_a_cancelled_job_is_collected(save_provider: SaveProvider, simulator: Simulator) -> None:
     simulator.batch_s = 3600
-    name = await asubmit(PROMPTS, await saved("openai"))
+    name = await asubmit(PROMPTS, await save_provider("openai"))
     block = await PolluxDeferredJob.aload(name)
     assert await acancel(cast(str, block)) == "cancelling"
     simulator.clock = lambda: time.time() + 3600
@@ -248,16 +262,16 @@ async def test_a_cancelled_job_is_collected(saved: Saved, simulator: Simulator) 
     finally:
         simulator.clock = time.time
     assert (row.status, row.collected, row.failed) == ("cancelled", True, 4)
-    assert await events_of(name) == ["submitted", "failed"]
+    assert await read_job_events(name) == ["submitted", "failed"]
 
 
 @pytest.mark.parametrize("another_waits", [False, True])
-async def test_a_run_that_is_cancelled_while_it_waits_takes_its_batch_along(
-    saved: Saved, simulator: Simulator, another_waits: bool
+async def test_the_batch_of_a_waiting_run_that_is_cancelled_is_cancelled(
+    save_provider: SaveProvider, simulator: Simulator, another_waits: bool
 ) -> None:
-    """Nothing of the run is left to cancel the batch: the next pass does, unless another run waits for the job."""
+    """The next pass of the collector cancels the batch, unless another run waits for the job."""
     simulator.batch_s = 3600
-    provider = await saved("openai")
+    provider = await save_provider("openai")
     name, other = await asubmit(PROMPTS, provider), await asubmit(["another"], provider)
     store = await BlockJobStore.open()
     async with get_client() as client:
@@ -276,19 +290,19 @@ async def test_a_run_that_is_cancelled_while_it_waits_takes_its_batch_along(
 
 async def test_an_unknown_job_is_refused() -> None:
     for call in (acollect(["nobody"]), acancel("nobody"), aresubmit("nobody"), await_for("nobody")):
-        with pytest.raises(ConfigurationError, match="no job called 'nobody'"):
+        with pytest.raises(ConfigurationError, match="no job named 'nobody'"):
             await call
-    with pytest.raises(ConfigurationError, match="no job called"):
+    with pytest.raises(ConfigurationError, match="no job named"):
         await asyncio.to_thread(cancel, "nobody")
 
 
 async def test_a_job_waits_while_the_queue_of_the_provider_is_full(
-    saved: Saved, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+    save_provider: SaveProvider, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is submitted again later."""
+    """A later pass of the collector submits the job again."""
     monkeypatch.setattr("pollux_flows.deferred.job._WAIT_S", 0.0)
     simulator.batch(end="queue_full")
-    name = await asubmit(PROMPTS, await saved("openai"))
+    name = await asubmit(PROMPTS, await save_provider("openai"))
     await acollect()
     await acollect()
     await acollect()
@@ -296,13 +310,15 @@ async def test_a_job_waits_while_the_queue_of_the_provider_is_full(
     assert len(simulator.batches) == 2
 
 
-async def test_pending_jobs_of_an_account_are_inspected_with_one_list(saved: Saved, simulator: Simulator) -> None:
+async def test_pending_jobs_of_an_account_are_inspected_with_one_list(
+    save_provider: SaveProvider, simulator: Simulator
+) -> None:
     """24 batches in three accounts, of which five end."""
     simulator.batch_s = 3600
     store = await BlockJobStore.open()
     for kind in SDKS:
-        name = await asubmit(PROMPTS, await saved(kind))
-        job, asked, batch = await store.find(name), await store.load_request(name), simulator.batches[-1]
+        name = await asubmit(PROMPTS, await save_provider(kind))
+        job, request, batch = await store.find(name), await store.load_request(name), simulator.batches[-1]
         assert job is not None
         async with AsyncClientContext():
             for number in range(7):
@@ -311,7 +327,7 @@ async def test_pending_jobs_of_an_account_are_inspected_with_one_list(saved: Sav
                     copy.takes_s = 60
                 simulator.batch_store.add(copy)
                 part = job.parts[0].model_copy(update={"batch_id": copy.id})
-                await store.save_request(f"{name}-{number:03}", asked)
+                await store.save_request(f"{name}-{number:03}", request)
                 assert await store.create(job.model_copy(update={"name": f"{name}-{number:03}", "parts": [part]}))
     before = len(simulator.requests)
     report = await acollect()

@@ -27,66 +27,78 @@ from pollux_flows.pipeline.request import make_request
 from pollux_flows.providers.session import open_session
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.clock_check import Expiry
-from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, events_of, jobs_home, no_jobs_are_left, saved
+from tests.prefect.jobs import (
+    ANSWERS,
+    PROMPTS,
+    SaveProvider,
+    jobs_home,
+    no_jobs_are_left,
+    read_job_events,
+    save_provider,
+)
 
-__all__ = ["jobs_home", "no_jobs_are_left", "saved"]
+__all__ = ["jobs_home", "no_jobs_are_left", "save_provider"]
 
 WAITING = str(uuid4())
 
 
-async def found(name: str) -> Job:
+async def load_job(name: str) -> Job:
     job = await (await BlockJobStore.open()).find(name)
     assert job is not None
     return job
 
 
-async def folder(name: str) -> Path:
+async def find_folder(name: str) -> Path:
     """Return the folder of the job in this machine's result storage."""
     return Path((await ResultStorage.open()).where) / "pollux-deferred" / name
 
 
 async def test_answers_in_another_result_storage_are_an_error(
-    saved: Saved, simulator: Simulator, tmp_path: Path
+    save_provider: SaveProvider, simulator: Simulator, tmp_path: Path
 ) -> None:
-    """For the waiting flow, and for the child that would complete them."""
+    """The child that would complete them reports it, and leaves the output unchanged."""
     simulator.batch(end="expired", answered=0.5)
     output = tmp_path / "answers.jsonl"
-    name = await asubmit(PROMPTS, await saved("openai"), output=str(output))
+    name = await asubmit(PROMPTS, await save_provider("openai"), output=str(output))
     await acollect()
     await aresubmit(name)
-    kept = await folder(name)
-    shutil.move(kept, tmp_path / "elsewhere")
+    stored = await find_folder(name)
+    shutil.move(stored, tmp_path / "elsewhere")
     lines = output.read_text()
     rows = {row.job: row for row in (await acollect()).rows}
     assert "or some of them, are not in this worker's result storage" in (rows[f"{name}-r1"].problem or "")
     assert output.read_text() == lines
-    shutil.move(tmp_path / "elsewhere", kept)
+    shutil.move(tmp_path / "elsewhere", stored)
     await acollect()
     assert (await await_for(name)).answers == ANSWERS
 
 
 @pytest.mark.parametrize("lost", ["", "answers-0000", "asked"])
-async def test_an_error_calls_answers_kept_only_if_they_are(saved: Saved, simulator: Simulator, lost: str) -> None:
+async def test_an_error_calls_answers_saved_only_if_they_are(
+    save_provider: SaveProvider, simulator: Simulator, lost: str
+) -> None:
     """The result storage may have lost the answers or the request, and still have the envelope."""
     simulator.batch(end="expired", answered=0.5)
-    name = await asubmit(PROMPTS, await saved("openai"))
+    name = await asubmit(PROMPTS, await save_provider("openai"))
     await acollect()
     if lost:
-        (await folder(name) / lost).unlink()
-    with pytest.raises(PolluxError) as raised:
+        (await find_folder(name) / lost).unlink()
+    with pytest.raises(PolluxError) as caught:
         await await_for(name)
-    hint = raised.value.hint or ""
+    hint = caught.value.hint or ""
     assert (f"is saved: resubmit('{name}') asks only the others" in hint) is not bool(lost)
-    assert ("is gone from this worker's result storage" in hint and "pays for, everything again" in hint) is bool(lost)
+    assert ("is no longer in this worker's result storage" in hint and "pays for, everything again" in hint) is bool(
+        lost
+    )
 
 
 async def test_a_retry_needs_neither_the_sources_nor_the_provider_of_a_submitted_job(
-    saved: Saved, simulator: Simulator, tmp_path: Path
+    save_provider: SaveProvider, simulator: Simulator, tmp_path: Path
 ) -> None:
-    """By then the file may be deleted, and the saved provider may have another model."""
+    """The file may have been deleted since, and the saved provider may have another model."""
     text = tmp_path / "report.txt"
     text.write_text("first")
-    provider, sources = await saved("openai"), [Source.from_file(text)]
+    provider, sources = await save_provider("openai"), [Source.from_file(text)]
     names = []
 
     @flow(retries=1)
@@ -102,18 +114,18 @@ async def test_a_retry_needs_neither_the_sources_nor_the_provider_of_a_submitted
 
 
 async def test_unavailable_results_and_outputs_are_retried_until_the_job_is_cancelled(
-    saved: Saved, simulator: Simulator, tmp_path: Path
+    save_provider: SaveProvider, simulator: Simulator, tmp_path: Path
 ) -> None:
     """Each pass reports the reason."""
     (tmp_path / "file").touch()
-    name = await asubmit(PROMPTS, await saved("openai"), output=str(tmp_path / "file" / "answers.jsonl"))
+    name = await asubmit(PROMPTS, await save_provider("openai"), output=str(tmp_path / "file" / "answers.jsonl"))
     (row,) = (await acollect()).rows
     assert "could not be written" in (row.problem or "")
     await acancel(name)
     (row,) = (await acollect()).rows
     assert (row.collected, row.succeeded) == (True, 4)
     assert (await await_for(name)).answers == ANSWERS
-    gone = await asubmit(["gone"], await saved("openai"))
+    gone = await asubmit(["gone"], await save_provider("openai"))
     simulator.fail(Fault(status=404, message="no such file"), operation="file.content", times=2)
     (row,) = (await acollect()).rows
     assert "no such file" in (row.problem or "")
@@ -122,33 +134,35 @@ async def test_unavailable_results_and_outputs_are_retried_until_the_job_is_canc
     assert (row.collected, row.failed) == (True, 1)
 
 
-async def test_a_retry_of_the_run_resubmits_the_failed_prompts(saved: Saved, simulator: Simulator) -> None:
+async def test_a_retry_of_the_run_resubmits_the_failed_prompts(
+    save_provider: SaveProvider, simulator: Simulator
+) -> None:
     """Each retry submits them once."""
     simulator.batch(end="expired", answered=0.5)
     simulator.batch(end="expired", answered=0.5)
-    provider, tried = await saved("openai"), []
+    provider, attempts = await save_provider("openai"), []
 
     @flow(retries=2)
     async def nightly() -> list[str]:
-        tried.append(1)
+        attempts.append(1)
         return (await adeferred(PROMPTS, provider)).answers
 
     assert await nightly() == ANSWERS
-    assert len(tried) == 3
+    assert len(attempts) == 3
     assert [batch.rows for batch in simulator.batches] == [4, 2, 1]
 
 
 @pytest.mark.parametrize("kind", ["openai", "anthropic"])
 async def test_a_job_of_another_version_is_collected_a_week_later(
-    kind: ProviderName, saved: Saved, simulator: Simulator
+    kind: ProviderName, save_provider: SaveProvider, simulator: Simulator
 ) -> None:
-    """That version stores more fields, and lacks others."""
-    name = await asubmit(PROMPTS, await saved(kind))
+    """The other version stores fields that this one does not know, and lacks others."""
+    name = await asubmit(PROMPTS, await save_provider(kind))
     block = cast(PolluxDeferredJob, await PolluxDeferredJob.aload(name))
-    said = {**block.job, "something_new": {"a": [1]}}
-    del said["told"]
-    said["parts"] = [{**part, "something_new": True} for part in said["parts"]]
-    block.job = said
+    document = {**block.job, "something_new": {"a": [1]}}
+    del document["told"]
+    document["parts"] = [{**part, "something_new": True} for part in document["parts"]]
+    block.job = document
     await block.asave(name, overwrite=True)
     simulator.clock = lambda: time.time() + 7 * 86_400
     try:
@@ -169,29 +183,29 @@ class Machine:
 
 
 async def test_retired_jobs_are_removed_after_the_retention_time(
-    saved: Saved, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    save_provider: SaveProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """By a clock that two passes have confirmed."""
+    """Two passes of the collector must confirm the clock first."""
     machine = Machine(monkeypatch, tmp_path / "clock.json")
-    name = await asubmit(PROMPTS, await saved("openai"))
+    name = await asubmit(PROMPTS, await save_provider("openai"))
     assert (await acollect()).rows[0].collected
     machine.now += 91 * 86_400
     await acollect()
-    assert (await found(name)).retired_at is not None
+    assert (await load_job(name)).retired_at is not None
     machine.now += 3600
     await acollect()
     await acollect()
-    with pytest.raises(ConfigurationError, match="no job called"):
+    with pytest.raises(ConfigurationError, match="no job named"):
         await await_for(name)
 
 
 async def test_a_collector_with_a_wrong_clock_removes_no_job(
-    saved: Saved, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    save_provider: SaveProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Neither does it drop the runs that wait for a job."""
+    """The collector does not drop the runs that wait for a job either."""
     machine = Machine(monkeypatch, tmp_path / "clock.json")
-    monkeypatch.setattr("pollux_flows.jobs.collector.resume_runs", _resume_none)
-    provider = await saved("openai")
+    monkeypatch.setattr("pollux_flows.jobs.collector.resume_runs", _resume_no_run)
+    provider = await save_provider("openai")
     name, waited_for = await asubmit(PROMPTS, provider), await asubmit(["waited for"], provider)
     async with (await BlockJobStore.open()).lock(waited_for) as lock:
         await lock.save(lock.job.model_copy(update={"waiting_runs": [WAITING]}))
@@ -202,17 +216,19 @@ async def test_a_collector_with_a_wrong_clock_removes_no_job(
         patch.setattr("pollux_flows.jobs.collector.time.time", lambda: real() + machine.ahead_s)
         for _ in range(3):
             await acollect()
-    assert (await found(name)).retired_at is not None
-    assert (await found(waited_for)).waiting_runs == [WAITING]
+    assert (await load_job(name)).retired_at is not None
+    assert (await load_job(waited_for)).waiting_runs == [WAITING]
     assert (await await_for(name)).answers == ANSWERS
 
 
-async def _resume_none(run_ids: list[str]) -> list[str]:
+async def _resume_no_run(run_ids: list[str]) -> list[str]:
     return run_ids
 
 
-async def test_an_error_about_one_batch_does_not_stop_the_pass(saved: Saved, simulator: Simulator) -> None:
-    provider = await saved("openai")
+async def test_an_error_about_one_batch_does_not_stop_the_collector(
+    save_provider: SaveProvider, simulator: Simulator
+) -> None:
+    provider = await save_provider("openai")
     names = [await asubmit([*PROMPTS, str(number)], provider) for number in range(3)]
     simulator.fail(Fault(status=403, message="not yours"), operation="batch.get")
     rows = (await acollect()).rows
@@ -224,9 +240,11 @@ async def test_an_error_about_one_batch_does_not_stop_the_pass(saved: Saved, sim
     assert (row.job in names, row.collected) == (True, True)
 
 
-async def test_cancel_gives_up_a_batch_that_the_provider_no_longer_has(saved: Saved, simulator: Simulator) -> None:
+async def test_cancel_gives_up_a_batch_that_the_provider_no_longer_has(
+    save_provider: SaveProvider, simulator: Simulator
+) -> None:
     simulator.batch_s = 3600
-    name = await asubmit(PROMPTS, await saved("gemini"))
+    name = await asubmit(PROMPTS, await save_provider("gemini"))
     for operation in ("batch.get", "batch.cancel", "batch.list"):
         simulator.fail(Fault(status=404, message="no such batch"), operation=operation, times=10)
     (row,) = (await acollect()).rows
@@ -249,10 +267,12 @@ def _without_settling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_without_settling")
 @pytest.mark.parametrize("kind", ["gemini", "openai", "anthropic"])
-async def test_a_missing_batch_fails_the_waiting_flow(kind: ProviderName, saved: Saved, simulator: Simulator) -> None:
+async def test_a_missing_batch_fails_the_waiting_flow(
+    kind: ProviderName, save_provider: SaveProvider, simulator: Simulator
+) -> None:
     """The error says what to do. Nothing is resubmitted without a decision, and no file is deleted."""
     simulator.batch_s = 3600
-    name = await asubmit(PROMPTS, await saved(kind))
+    name = await asubmit(PROMPTS, await save_provider(kind))
     (batch,) = simulator.batches
     simulator.batch_store.delete(batch)
     before = [file.state for file in simulator.files]
@@ -267,8 +287,8 @@ async def test_a_missing_batch_fails_the_waiting_flow(kind: ProviderName, saved:
         assert "no longer has the batch" in (row.problem or "")
         assert "resubmit" in row.next
         assert "1 lost at the provider" in report.headline
-    assert await events_of(name, 2) == ["submitted", "ambiguous"]
-    assert (await found(name)).parts[0].batch_id == batch.id
+    assert await read_job_events(name, 2) == ["submitted", "ambiguous"]
+    assert (await load_job(name)).parts[0].batch_id == batch.id
     assert [file.state for file in simulator.files] == before
     assert len(simulator.batches) == 1
     simulator.batch_s = 0
@@ -279,77 +299,85 @@ async def test_a_missing_batch_fails_the_waiting_flow(kind: ProviderName, saved:
 
 
 @pytest.mark.usefixtures("_without_settling")
-async def test_a_run_with_a_missing_batch_fails_until_it_is_resubmitted(saved: Saved, simulator: Simulator) -> None:
+async def test_a_run_with_a_missing_batch_fails_until_it_is_resubmitted(
+    save_provider: SaveProvider, simulator: Simulator
+) -> None:
     """A retry does not pay for the batch a second time."""
-    provider, tried = await saved("openai"), []
+    provider, attempts = await save_provider("openai"), []
     simulator.batch_s = 3600
 
     @flow(retries=1)
     async def nightly() -> None:
-        tried.append(1)
+        attempts.append(1)
         name = await asubmit(PROMPTS, provider)
-        if len(tried) == 1:
+        if len(attempts) == 1:
             simulator.batch_store.delete(simulator.batches[0])
         await await_for(name)
 
     with pytest.raises(ConfigurationError, match="no longer has the batch"):
         await nightly()
-    assert (len(tried), len(simulator.batches)) == (2, 1)
+    assert (len(attempts), len(simulator.batches)) == (2, 1)
 
 
 @pytest.mark.usefixtures("_without_settling")
-async def test_a_missing_batch_that_reappears_is_collected(saved: Saved, simulator: Simulator) -> None:
+async def test_a_missing_batch_that_reappears_is_collected(save_provider: SaveProvider, simulator: Simulator) -> None:
     """A provider that was wrong for an hour does not cost a second batch."""
-    name = await asubmit(PROMPTS, await saved("openai"))
+    name = await asubmit(PROMPTS, await save_provider("openai"))
     simulator.fail(Fault(status=404, message="no such batch"), operation="batch.get", times=1)
     await acollect()
-    assert (await found(name)).state == "ambiguous"
+    assert (await load_job(name)).state == "ambiguous"
     simulator.batches[0].takes_s = 3600
     await acollect()
-    assert (await found(name)).state == "submitted"
+    assert (await load_job(name)).state == "submitted"
     simulator.batches[0].takes_s = 0
     assert (await await_for(name)).answers == ANSWERS
     assert len(simulator.batches) == 1
 
 
 @pytest.mark.usefixtures("_without_settling")
-async def test_suspended_runs_are_resumed_when_a_batch_is_lost(saved: Saved, simulator: Simulator) -> None:
-    name = await asubmit(PROMPTS, await saved("openai"))
+async def test_suspended_runs_are_resumed_when_a_batch_is_lost(
+    save_provider: SaveProvider, simulator: Simulator
+) -> None:
+    name = await asubmit(PROMPTS, await save_provider("openai"))
     async with (await BlockJobStore.open()).lock(name) as lock:
         await lock.save(lock.job.model_copy(update={"waiting_runs": [str(uuid4())]}))
     simulator.batch_store.delete(simulator.batches[0])
     await acollect()
-    assert (await found(name)).waiting_runs == []
+    assert (await load_job(name)).waiting_runs == []
 
 
 @pytest.mark.usefixtures("_without_settling")
-async def test_a_batch_that_another_key_does_not_find_is_not_lost(saved: Saved, simulator: Simulator) -> None:
-    """It may belong to another account."""
-    provider = await saved("openai")
+async def test_a_batch_that_another_key_does_not_find_is_not_lost(
+    save_provider: SaveProvider, simulator: Simulator
+) -> None:
+    """The batch may belong to another account."""
+    provider = await save_provider("openai")
     name = await asubmit(PROMPTS, provider)
     other = provider.model_copy(update={"api_key": SecretStr("sk-another-account")})
     await other.asave("deferred-openai", overwrite=True)
     (row,) = (await acollect()).rows
     assert "submitted with another key" in (row.problem or "")
-    assert (await found(name)).state == "submitted"
-    await saved("openai")
+    assert (await load_job(name)).state == "submitted"
+    await save_provider("openai")
     await acollect()
     assert (await await_for(name)).answers == ANSWERS
     assert len(simulator.batches) == 1
 
 
-async def test_a_batch_that_was_just_accepted_is_never_missing(saved: Saved, simulator: Simulator) -> None:
-    """It may not be found everywhere at once."""
-    name = await asubmit(PROMPTS, await saved("openai"))
+async def test_a_batch_that_was_just_accepted_is_never_missing(
+    save_provider: SaveProvider, simulator: Simulator
+) -> None:
+    """A provider may take a while to find a new batch."""
+    name = await asubmit(PROMPTS, await save_provider("openai"))
     simulator.fail(Fault(status=404, message="no such batch"), operation="batch.get")
     (row,) = (await acollect()).rows
     assert "no such batch" in (row.problem or "")
-    assert (await found(name)).state == "submitted"
+    assert (await load_job(name)).state == "submitted"
 
 
 @pytest.mark.usefixtures("_without_settling")
-async def test_cancel_ends_a_lost_job(saved: Saved, simulator: Simulator) -> None:
-    name = await asubmit(PROMPTS, await saved("openai"))
+async def test_cancel_ends_a_lost_job(save_provider: SaveProvider, simulator: Simulator) -> None:
+    name = await asubmit(PROMPTS, await save_provider("openai"))
     simulator.batch_store.delete(simulator.batches[0])
     await acollect()
     await acancel(name)
@@ -357,42 +385,44 @@ async def test_cancel_ends_a_lost_job(saved: Saved, simulator: Simulator) -> Non
     assert (row.collected, row.failed) == (True, 4)
 
 
-async def test_the_waiting_flow_fails_where_a_person_must_decide(
-    saved: Saved, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+async def test_the_waiting_flow_fails_if_a_lost_submission_is_only_reported(
+    save_provider: SaveProvider, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pollux_flows.deferred.reconcile.SETTLED_S", 0.0)
     simulator.fail(Fault(kind="drop"), operation="batch.create")
     with pytest.raises(PolluxError, match="does not have its batch"):
-        await adeferred(PROMPTS, await saved("openai"), on_lost="report")
+        await adeferred(PROMPTS, await save_provider("openai"), on_lost="report")
     (row,) = (await acollect()).rows
     assert row.status == "ambiguous"
-    assert await events_of(row.job, 1) == ["ambiguous"]
+    assert await read_job_events(row.job, 1) == ["ambiguous"]
     assert await aresubmit(row.job) == row.job
     await acollect()
     assert (await await_for(row.job)).answers == ANSWERS
     assert len(simulator.batches) == 1
 
 
-async def test_a_child_completes_a_parent_that_does_not_know_it(saved: Saved, simulator: Simulator) -> None:
+async def test_a_child_completes_a_parent_that_does_not_know_it(
+    save_provider: SaveProvider, simulator: Simulator
+) -> None:
     """The process that created it was killed before it saved that in the parent."""
     simulator.batch(end="expired", answered=0.5)
-    name = await asubmit(PROMPTS, await saved("openai"))
+    name = await asubmit(PROMPTS, await save_provider("openai"))
     await acollect()
     store = await BlockJobStore.open()
-    job = await found(name)
+    job = await load_job(name)
     child = await create_child(job, store, await find_unanswered(store.storage, job), "sk-deferred-sentinel")
     await acollect()
     await acollect()
-    assert (await found(child.name)).retired_at is not None
+    assert (await load_job(child.name)).retired_at is not None
     assert (await await_for(name)).answers == ANSWERS
-    assert (await found(name)).children == 1
+    assert (await load_job(name)).children == 1
 
 
-async def test_the_cost_includes_answers_that_were_replaced(saved: Saved, simulator: Simulator) -> None:
+async def test_the_cost_includes_answers_that_were_replaced(save_provider: SaveProvider, simulator: Simulator) -> None:
     """An answer in the wrong shape costs as much as any other."""
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     simulator.fail(Fault(kind="invalid_json"), operation="batch.row")
-    name = await asubmit(["one"], await saved("gemini"), options=Options(response_schema=schema))
+    name = await asubmit(["one"], await save_provider("gemini"), options=Options(response_schema=schema))
     (row,) = (await acollect()).rows
     assert row.cost_usd is not None
     assert row.succeeded == 0
@@ -401,20 +431,22 @@ async def test_the_cost_includes_answers_that_were_replaced(saved: Saved, simula
     envelope = await await_for(name)
     assert envelope.status == "ok"
     assert envelope.metrics["cost_usd"] > row.cost_usd
-    manifest = (await found(name)).manifest
+    manifest = (await load_job(name)).manifest
     assert manifest is not None
     assert manifest.cost_usd == pytest.approx(envelope.metrics["cost_usd"])
 
 
-async def test_the_cost_includes_every_answer_in_the_wrong_shape(saved: Saved, simulator: Simulator) -> None:
+async def test_the_cost_includes_every_answer_in_the_wrong_shape(
+    save_provider: SaveProvider, simulator: Simulator
+) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     simulator.fail(Fault(kind="invalid_json"), operation="batch.row", times=2)
-    name = await asubmit(["one"], await saved("gemini"), options=Options(response_schema=schema), resubmit=1)
+    name = await asubmit(["one"], await save_provider("gemini"), options=Options(response_schema=schema), resubmit=1)
     costs = []
     for _ in range(3):
         await acollect()
     for each in (name, f"{name}-r1"):
-        manifest = (await found(each)).manifest
+        manifest = (await load_job(each)).manifest
         assert manifest is not None
         assert manifest.invalid_output == 1
         costs.append(manifest.cost_usd or 0.0)
@@ -422,31 +454,31 @@ async def test_the_cost_includes_every_answer_in_the_wrong_shape(saved: Saved, s
 
 
 @pytest.mark.parametrize("resubmit", [0, 1])
-async def test_what_is_submitted_again_must_fit_into_the_budget(
-    resubmit: int, saved: Saved, simulator: Simulator
+async def test_resubmitted_prompts_must_fit_into_the_budget(
+    resubmit: int, save_provider: SaveProvider, simulator: Simulator
 ) -> None:
-    """By a retry of the run, or by the collector: what was paid for and is of no use counts."""
+    """A retry of the run or the collector resubmits them. Empty answers that were paid for count."""
     options = Options(max_tokens=50)
     simulator.fail(Fault(kind="empty"), operation="batch.row", times=None)
-    provider, tried = await saved("gemini"), []
+    provider, attempts = await save_provider("gemini"), []
     config = await provider.config()
     async with open_session(config) as session:
         most = price_job(make_plan(make_request(["one"], target=config.target, options=options)), session)
 
     @flow(retries=1)
     async def nightly() -> None:
-        tried.append(1)
+        attempts.append(1)
         await adeferred(["one"], provider, options=options, resubmit=resubmit, max_cost_usd=most)
 
     with pytest.raises(PolluxError):
         await nightly()
-    assert len(tried) == 2
+    assert len(attempts) == 2
     assert len(simulator.batches) == 1
 
 
-async def test_cancel_also_cancels_the_child(saved: Saved, simulator: Simulator) -> None:
+async def test_cancel_also_cancels_the_child(save_provider: SaveProvider, simulator: Simulator) -> None:
     simulator.batch(end="expired", answered=0.5)
-    name = await asubmit(PROMPTS, await saved("openai"))
+    name = await asubmit(PROMPTS, await save_provider("openai"))
     await acollect()
     simulator.batch_s = 3600
     await aresubmit(name)
@@ -454,33 +486,33 @@ async def test_cancel_also_cancels_the_child(saved: Saved, simulator: Simulator)
     assert simulator.batches[1].cancel_asked_at is not None
 
 
-async def test_cancel_with_the_key_of_another_account_is_refused(saved: Saved) -> None:
+async def test_cancel_with_the_key_of_another_account_is_refused(save_provider: SaveProvider) -> None:
     """The batch may exist in the account that it was submitted to."""
-    provider = await saved("openai")
+    provider = await save_provider("openai")
     name = await asubmit(PROMPTS, provider)
     other = provider.model_copy(update={"api_key": SecretStr("sk-another-account")})
     await other.asave("deferred-openai", overwrite=True)
     with pytest.raises(ConfigurationError, match="submitted with another key"):
         await acancel(name)
-    await saved("openai")
+    await save_provider("openai")
     await acollect()
     assert (await await_for(name)).answers[:2] == ANSWERS[:2]
 
 
-async def test_a_parent_and_its_child_emit_their_own_events(saved: Saved, simulator: Simulator) -> None:
+async def test_a_parent_and_its_child_emit_their_own_events(save_provider: SaveProvider, simulator: Simulator) -> None:
     """Both are submitted and collected, and the parent is collected again when it is complete."""
     simulator.batch(end="expired", answered=0.5)
-    name = await asubmit(PROMPTS, await saved("openai"))
+    name = await asubmit(PROMPTS, await save_provider("openai"))
     await acollect()
     await aresubmit(name)
     await acollect()
-    assert await events_of(name, 3) == ["submitted", "collected", "collected"]
-    assert await events_of(f"{name}-r1") == ["submitted", "collected"]
+    assert await read_job_events(name, 3) == ["submitted", "collected", "collected"]
+    assert await read_job_events(f"{name}-r1") == ["submitted", "collected"]
 
 
-async def test_a_child_whose_parent_was_removed_is_retired(saved: Saved, simulator: Simulator) -> None:
+async def test_a_child_whose_parent_was_removed_is_retired(save_provider: SaveProvider, simulator: Simulator) -> None:
     simulator.batch(end="expired", answered=0.5)
-    name = await asubmit(PROMPTS, await saved("openai"))
+    name = await asubmit(PROMPTS, await save_provider("openai"))
     await acollect()
     child = await aresubmit(name)
     async with get_client() as client:
@@ -490,16 +522,16 @@ async def test_a_child_whose_parent_was_removed_is_retired(saved: Saved, simulat
     assert (row.job, row.collected, row.problem) == (child, True, None)
 
 
-async def test_unusable_outputs_are_refused(saved: Saved, simulator: Simulator, tmp_path: Path) -> None:
-    provider = await saved("openai")
-    for output, said in (
+async def test_unusable_outputs_are_refused(save_provider: SaveProvider, simulator: Simulator, tmp_path: Path) -> None:
+    provider = await save_provider("openai")
+    for output, message in (
         ("", "blank"),
         (" ", "blank"),
         (str(tmp_path), "is a folder"),
         ("nowhere://x", "cannot be"),
         ("s3://a:b@c/d", "password"),
     ):
-        with pytest.raises(ConfigurationError, match=said):
+        with pytest.raises(ConfigurationError, match=message):
             await asubmit(PROMPTS, provider, output=output)
     with pytest.raises(ConfigurationError, match="resubmit is -1"):
         await asubmit(PROMPTS, provider, resubmit=-1)
@@ -512,5 +544,5 @@ async def test_unusable_outputs_are_refused(saved: Saved, simulator: Simulator, 
 @pytest.mark.parametrize("name", ["Upper", "a/b", "no such", "x" * 300, "-"])
 async def test_names_that_no_job_can_have_are_refused(name: str) -> None:
     for call in (acancel(name), aresubmit(name), await_for(name), acollect([name])):
-        with pytest.raises(ConfigurationError, match="no job called"):
+        with pytest.raises(ConfigurationError, match="no job named"):
             await call

@@ -1,4 +1,4 @@
-"""Deployments: served from here or kept by a work pool, they are the same ones."""
+"""Tests of deployments: `pollux-flows serve` and prefect.yaml define equal ones."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from pollux_flows.deployments import deployments
 FILE = Path(__file__).parents[2] / "deployments" / "prefect.yaml"
 
 
-def in_words(planned: Any) -> dict[str, Any]:
-    """When it runs, as the file says it."""
+def describe_schedule(planned: Any) -> dict[str, Any]:
+    """Return when a deployment runs, in the form of prefect.yaml."""
     schedule = planned.schedule
     if hasattr(schedule, "cron"):
         return {"slug": planned.slug, "cron": schedule.cron}
@@ -34,9 +34,9 @@ def in_words(planned: Any) -> dict[str, Any]:
     }
 
 
-def test_the_file_names_what_is_served() -> None:
-    """With the same tags and schedules, and flows that can be found wherever the package is installed."""
-    said = {
+def test_prefect_yaml_defines_the_served_deployments() -> None:
+    """Tags and schedules are equal, and each flow can be loaded wherever the package is installed."""
+    defined = {
         each["name"]: (
             load_flow_from_entrypoint(each["entrypoint"]).name,
             each["tags"],
@@ -45,20 +45,20 @@ def test_the_file_names_what_is_served() -> None:
         for each in yaml.safe_load(FILE.read_text())["deployments"]
     }
     served = {
-        each.name: (each.flow_name, each.tags, [in_words(one) for one in each.schedules or []])
+        each.name: (each.flow_name, each.tags, [describe_schedule(one) for one in each.schedules or []])
         for each in deployments()
     }
-    assert said == served
+    assert defined == served
 
 
 def test_deploying_the_file_registers_the_block_types() -> None:
-    """By a step that Prefect finds under the name that the file gives."""
+    """Prefect can import the build step that the file names."""
     (step,) = yaml.safe_load(FILE.read_text())["build"]
     assert [import_object(name) for name in step] == [register_block_types]
 
 
-def test_what_is_deployed_again_is_as_it_was() -> None:
-    """The schedules are the same rows, with the same times; but for when it was updated, so is all else."""
+def test_deploying_again_changes_only_the_times_of_updates() -> None:
+    """The schedules keep their ids and times."""
     with get_client(sync_client=True) as client:
         ids = [UUID(str(each.apply())) for each in deployments() if each.schedules]
         before = [client.read_deployment(each) for each in ids]
@@ -67,11 +67,11 @@ def test_what_is_deployed_again_is_as_it_was() -> None:
         for each in ids:
             client.delete_deployment(each)
     assert again == ids
-    assert [data_of(each) for each in after] == [data_of(each) for each in before]
+    assert [read_data(each) for each in after] == [read_data(each) for each in before]
 
 
-def test_what_people_did_to_schedules_stays_when_flows_are_served_again() -> None:
-    """One that was switched off stays off, and one that was added is still there."""
+def test_serving_again_keeps_changed_and_added_schedules() -> None:
+    """A schedule that was switched off stays off, and an added one stays."""
     with get_client(sync_client=True) as client:
         ids = {each.name: UUID(str(each.apply())) for each in deployments() if each.name in {"collect", "realtime"}}
         (schedule,) = client.read_deployment(ids["collect"]).schedules
@@ -88,7 +88,7 @@ def test_what_people_did_to_schedules_stays_when_flows_are_served_again() -> Non
     assert [each.active for each in after["realtime"].schedules] == [True]
 
 
-def data_of(deployment: DeploymentResponse) -> dict[str, Any]:
+def read_data(deployment: DeploymentResponse) -> dict[str, Any]:
     """Return a deployment without the times of its updates. To Prefect, no pull steps are [] at first, then None."""
     data = deployment.model_dump(mode="json", exclude={"updated", "pull_steps"})
     return {**data, "schedules": [{**each, "updated": None} for each in data["schedules"]]}

@@ -1,4 +1,4 @@
-"""Test of the examples in the documents: they run as they stand, on a Prefect server, against the simulator."""
+"""Test of the examples in the documents: they run unchanged, on a Prefect server, with the simulator."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.test_docs import PAGES, README
 
 __all__ = ["no_jobs_are_left"]
 
-SAID = {
+OUTPUTS = {
     "README.md": "Simulated answer to: What fell short?",
     "ask.md": "Simulated answer to: Which plant made more?",
     "tables.md": "Valve,It holds.,Simulated answer to: Summarize Valve: It holds.",
@@ -22,13 +22,13 @@ SAID = {
 }
 
 
-def examples_of(page: Path) -> list[str]:
+def find_examples(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 @pytest.mark.usefixtures("no_jobs_are_left", "no_caches_are_left", "simulator")
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("page", [page for page in PAGES if examples_of(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if find_examples(page)], ids=lambda page: page.name)
 def test_the_examples_of_a_page_run(
     page: Path,
     world: tuple[Simulator, str],
@@ -36,7 +36,7 @@ def test_the_examples_of_a_page_run(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One after the other, in one namespace."""
+    """The examples run one after the other, in one namespace."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)  # as a script in this folder has it
     monkeypatch.setenv("GEMINI_API_KEY", "k")
@@ -44,6 +44,6 @@ def test_the_examples_of_a_page_run(
     if page != README:
         PolluxProvider(provider="gemini", model="gemini-2.5-flash-lite").save("gemini", overwrite=True)
     namespace: dict[str, object] = {"__name__": page.stem}
-    for example in examples_of(page):
+    for example in find_examples(page):
         exec(compile(example, str(page), "exec"), namespace)  # noqa: S102 (the pages are ours)
-    assert SAID.get(page.name, "") in capsys.readouterr().out
+    assert OUTPUTS.get(page.name, "") in capsys.readouterr().out

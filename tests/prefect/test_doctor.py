@@ -1,4 +1,4 @@
-"""doctor on a Prefect server: schedules that do not fire, versions that do not work together, a server that is new."""
+"""Tests of `pollux-flows doctor` on a Prefect server: stuck schedules, conflicting versions, a new server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prefect.states import Scheduled
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.blocks.registration import aregister_block_types, register_block_types
 from pollux_flows.cli.schedules import find_stuck, read_scheduled
-from pollux_flows.cli.versions import find_conflicts, find_server_problem, installed
+from pollux_flows.cli.versions import find_conflicts, find_installed, find_server_problem
 from pollux_flows.flows import asweep, collect
 from pollux_flows.result import SweepReport
 from tests.prefect.jobs import jobs_home, no_jobs_are_left
@@ -28,39 +28,39 @@ from tests.prefect.test_cli import Command, pollux
 __all__ = ["jobs_home", "no_jobs_are_left", "pollux"]
 
 
-async def deployed(*, paused: bool) -> UUID:
+async def deploy_collect(*, paused: bool) -> UUID:
     deployment = await collect.ato_deployment("collect", interval=timedelta(days=1), paused=paused)
     return UUID(str(await deployment.aapply()))
 
 
 @pytest.fixture
 async def schedule() -> AsyncIterator[UUID]:
-    """The id of a deployment of `collect` on a schedule, which no process serves."""
-    deployment_id = await deployed(paused=False)
+    """Return the id of a deployment of `collect` on a schedule, which no process serves."""
+    deployment_id = await deploy_collect(paused=False)
     yield deployment_id
     async with get_client() as client:
         await client.delete_deployment(deployment_id)
 
 
-async def doctor(pollux: Command) -> list[str]:
+async def run_doctor(pollux: Command) -> list[str]:
     return (await anyio.to_thread.run_sync(partial(pollux, "doctor"))).splitlines()
 
 
 # --- Schedules ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_schedule_whose_runs_do_not_start(schedule: UUID, pollux: Command) -> None:
-    assert "ok  Deferred jobs: none yet, collect is on a schedule." in await doctor(pollux)
+async def test_doctor_reports_scheduled_runs_that_do_not_start(schedule: UUID, pollux: Command) -> None:
+    assert "ok  Deferred jobs: none yet, collect is on a schedule." in await run_doctor(pollux)
     an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
     async with get_client() as client:
         for _ in range(2):
             await client.create_flow_run_from_deployment(schedule, state=Scheduled(scheduled_time=an_hour_ago))
-    told = await doctor(pollux)
+    lines = await run_doctor(pollux)
     assert (
         f"?   Schedule: collect: 2 runs have not started, due since {an_hour_ago.astimezone():%Y-%m-%d %H:%M}. "
         "No process serves it: start pollux-flows serve, or a worker of its work pool."
-    ) in told
-    assert "ok  Deferred jobs: none yet, the scheduled runs of collect do not start." in told
+    ) in lines
+    assert "ok  Deferred jobs: none yet, the scheduled runs of collect do not start." in lines
 
 
 async def test_a_run_that_is_about_to_start_is_not_overdue(schedule: UUID) -> None:
@@ -69,47 +69,47 @@ async def test_a_run_that_is_about_to_start_is_not_overdue(schedule: UUID) -> No
         assert await find_stuck(client, await read_scheduled(client)) == {}
 
 
-async def test_a_schedule_of_which_the_server_plans_no_runs() -> None:
-    """As a server does whose scheduler fails. Here nothing is planned as the deployment is paused."""
-    deployment_id = await deployed(paused=True)
+async def test_a_schedule_without_planned_runs_is_reported() -> None:
+    """A server whose scheduler fails plans no runs. In this test none are planned because the deployment is paused."""
+    deployment_id = await deploy_collect(paused=True)
     async with get_client() as client:
         assert await read_scheduled(client) == []
         paused = await client.read_deployment(deployment_id)
         unplanned = paused.model_copy(
             update={"schedules": [each.model_copy(update={"active": True}) for each in paused.schedules]}
         )
-        assert await find_stuck(client, [unplanned]) == {}  # the scheduler may be about to
+        assert await find_stuck(client, [unplanned]) == {}  # the scheduler may plan them soon
         later = datetime.now(UTC) + timedelta(minutes=5)
         (problem,) = (await find_stuck(client, [unplanned], later)).values()
         await client.delete_deployment(deployment_id)
     assert problem.startswith("collect: the Prefect server has planned no run of it.")
 
 
-# --- The last line --------------------------------------------------------------------------------------------------
+# --- The next step --------------------------------------------------------------------------------------------------
 
 
-async def test_the_last_line_says_what_to_type_next(schedule: UUID, pollux: Command) -> None:
-    """Of all that is missing, the first; and when nothing is, how to try it."""
+async def test_the_last_line_names_the_next_step(schedule: UUID, pollux: Command) -> None:
+    """The next step concerns the first thing that is missing, or else shows how to try a run."""
     async with get_client() as client:
         for document in await client.read_block_documents_by_type("pollux-provider"):
             await client.delete_block_document(document.id)
-    assert (await doctor(pollux))[-1] == "Next: pollux-flows serve"  # collect is deployed, and no process serves it
+    assert (await run_doctor(pollux))[-1] == "Next: pollux-flows serve"  # collect is deployed, and no process serves it
     async with get_client() as client:
         deployment = await client.read_deployment(schedule)
         served = deployment.model_copy(update={"status": DeploymentStatus.READY})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pollux_flows.cli.doctor.read_scheduled", partial(_return, [served]))
-        assert (await doctor(pollux))[-1] == "Next: pollux-flows init"
+        patch.setattr("pollux_flows.cli.doctor.read_scheduled", partial(_return_value, [served]))
+        assert (await run_doctor(pollux))[-1] == "Next: pollux-flows init"
         patch.delenv("OPENAI_API_KEY", raising=False)
         await PolluxProvider(provider="openai", model="m").asave("first")
-        assert (await doctor(pollux))[-1].startswith(
+        assert (await run_doctor(pollux))[-1].startswith(
             "Next: make PolluxProvider 'first' usable. Save the key in the block, or set OPENAI_API_KEY"
         )
         await PolluxProvider(provider="openai", model="m", use_mock=True).asave("second")
-        assert (await doctor(pollux))[-1] == 'Ready. Try it: pollux-flows run "Why is the sky blue?" -p second'
+        assert (await run_doctor(pollux))[-1] == 'Ready. Try it: pollux-flows run "Why is the sky blue?" -p second'
 
 
-async def _return(value: Any, *_arguments: Any) -> Any:
+async def _return_value(value: Any, *_arguments: Any) -> Any:
     return value
 
 
@@ -117,8 +117,8 @@ async def _return(value: Any, *_arguments: Any) -> Any:
 
 
 def test_the_versions_installed_here_work_together() -> None:
-    assert installed().keys() == {"prefect", "sqlalchemy", "fastapi"}
-    assert find_conflicts(installed()) == []
+    assert find_installed().keys() == {"prefect", "sqlalchemy", "fastapi"}
+    assert find_conflicts(find_installed()) == []
 
 
 @pytest.mark.parametrize(
@@ -132,25 +132,27 @@ def test_the_versions_installed_here_work_together() -> None:
         ({"prefect": "unknown", "sqlalchemy": "2.1.9"}, None),
     ],
 )
-def test_versions_known_not_to_work_together(versions: dict[str, str], problem: str | None) -> None:
+def test_conflicting_versions_are_found(versions: dict[str, str], problem: str | None) -> None:
     found = find_conflicts(versions)
     assert len(found) == (problem is not None)
     assert (problem or "") in "".join(found)
 
 
-def test_a_server_of_an_earlier_prefect() -> None:
+def test_a_server_of_an_earlier_prefect_is_a_problem() -> None:
     assert find_server_problem("3.9.1") is None
     assert "Prefect 3.8.8 never starts a scheduled run" in str(find_server_problem("3.8.8"))
 
 
-def test_doctor_names_a_conflict(pollux: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pollux_flows.cli.doctor.installed", lambda: {"prefect": "3.8.8", "sqlalchemy": "2.1.9"})
-    told = pollux("doctor")
-    assert told.startswith("refused: 2 ")
-    assert "NO  Versions: prefect 3.8.8 with sqlalchemy 2.1.9: a server of these never starts a scheduled run." in told
+def test_doctor_names_conflicting_versions(pollux: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pollux_flows.cli.doctor.find_installed", lambda: {"prefect": "3.8.8", "sqlalchemy": "2.1.9"})
+    printed = pollux("doctor")
+    assert printed.startswith("refused: 2 ")
+    assert (
+        "NO  Versions: prefect 3.8.8 with sqlalchemy 2.1.9: a server of these never starts a scheduled run." in printed
+    )
 
 
-# --- A server that has never heard of our block types ---------------------------------------------------------------
+# --- A server without our block types -------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -165,20 +167,20 @@ async def new_server() -> AsyncIterator[None]:
     await aregister_block_types()
 
 
-async def registered() -> set[str]:
+async def read_block_types() -> set[str]:
     async with get_client() as client:
         return {each.slug for each in await client.read_block_types() if each.slug.startswith("pollux-")}
 
 
 @pytest.mark.usefixtures("new_server")
-async def test_nothing_is_there_yet(pollux: Command) -> None:
-    told = await doctor(pollux)
-    assert "?   Providers: none yet. Save one in the UI under Blocks, or with pollux-flows apply." in told
-    assert "ok  Deferred jobs: none yet, collect is not on a schedule." in told
+async def test_commands_on_a_new_server_find_nothing_and_register_nothing(pollux: Command) -> None:
+    lines = await run_doctor(pollux)
+    assert "?   Providers: none yet. Save one in the UI under Blocks, or with pollux-flows apply." in lines
+    assert "ok  Deferred jobs: none yet, collect is not on a schedule." in lines
     for command in ("jobs", "collect"):
         assert await anyio.to_thread.run_sync(partial(pollux, command)) == "No job is under way.\n"
     assert await asweep() == SweepReport()
-    assert await registered() == set()
+    assert await read_block_types() == set()
 
 
 @pytest.mark.usefixtures("new_server")
@@ -192,4 +194,4 @@ async def test_serving_and_deploying_register_the_block_types(
     else:
         step: dict[str, Any] = {f"{register_block_types.__module__}.{register_block_types.__name__}": {}}
         await run_steps([step])
-    assert await registered() == {"pollux-budget", "pollux-cache", "pollux-provider", "pollux-deferred-job"}
+    assert await read_block_types() == {"pollux-budget", "pollux-cache", "pollux-provider", "pollux-deferred-job"}

@@ -1,4 +1,4 @@
-"""An earlier version: a parent flow that it left unfinished is retried by this one."""
+"""Test of a retry, by this version, of a parent flow that an earlier version left unfinished."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pollux_flows.result import Answer, Outcome
 from pollux_flows.simulator import Simulator
 from pollux_flows.state.journal import Journal
 from pollux_flows.state.store import open_store
-from tests.prefect.test_paid_once import PROMPTS, asked
+from tests.prefect.test_paid_once import PROMPTS, read_prompts
 
 
-async def test_answers_of_its_sub_flows_are_paid_for_once(
+async def test_answers_that_an_earlier_version_saved_are_reused(
     provider: PolluxProvider, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It saved them under the place of the sub-flow, as Prefect numbered it then."""
+    """The earlier version saved them under the number that Prefect gave the sub-flow."""
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path))
     attempts: list[int] = []
     plan = make_plan(make_request(PROMPTS, target=(await provider.config()).target, sources=[], options=None))
@@ -47,4 +47,4 @@ async def test_answers_of_its_sub_flows_are_paid_for_once(
 
     envelope = await parent()
     assert envelope.answers[1:] == [f"earlier {call.index}" for call in plan.calls[1:]]
-    assert len(asked(simulator)) == 1
+    assert len(read_prompts(simulator)) == 1

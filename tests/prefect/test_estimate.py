@@ -1,4 +1,4 @@
-"""The flow estimate, its command, and the approval that a person gives."""
+"""Tests of the flow `estimate`, its command, and runs that wait for approval."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ __all__ = ["no_jobs_are_left"]
 PROMPTS = ["What fell short?", "What should the board know?"]
 
 
-async def page_of(key: str) -> str:
+async def read_page(key: str) -> str:
     async with get_client() as client:
         found = await client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
-    # Other tests leave pages of this key on the server that all share.
+    # Other tests publish pages with this key on the shared server.
     return str(max(found, key=lambda each: str(each.created)).data)
 
 
 async def test_the_flow_publishes_its_estimate(provider: PolluxProvider, simulator: Simulator) -> None:
-    """Its result is read again from where Prefect stored it, and nothing was generated."""
+    """The result is loaded from where Prefect stored it, and nothing is generated."""
     sources = [Source.from_text("The north plant made 1,200 pumps."), Source.from_text("The south plant made none.")]
     state = await aestimate(
         PROMPTS, provider, sources, Options(max_tokens=100), each_source=True, reuse="always", return_state=True
@@ -50,32 +50,32 @@ async def test_the_flow_publishes_its_estimate(provider: PolluxProvider, simulat
     assert isinstance(found, Estimate)
     assert (found.calls, found.counted) == (4, 4)
     assert {each.operation for each in simulator.requests} == {"count_tokens"}
-    page = await page_of("pollux-estimate")
+    page = await read_page("pollux-estimate")
     assert page.startswith("**4 calls to ask: about $0.0")
     assert f"| Input tokens | {found.input_tokens.low} | {found.input_tokens.expected} |" in page
     assert all(line in page for line in found.assumptions)
 
 
-def test_prompts_may_be_pasted(provider: PolluxProvider) -> None:
+def test_prompts_of_an_estimate_may_be_pasted(provider: PolluxProvider) -> None:
     assert estimate([], provider, prompts_from="one\ntwo\nthree").calls == 3
 
 
-def test_the_command(
+def test_the_estimate_command_prints_text_or_json(
     provider: PolluxProvider,
     simulator: Simulator,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """For people and for programs. It starts no run."""
+    """The command sends no prompt."""
     provider.save("estimating", overwrite=True)
     monkeypatch.setenv("COLUMNS", "100")
 
     def command(*words: str) -> str:
         capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as caught:
             app(["estimate", *words])
-        assert left.value.code in {None, 0}
+        assert caught.value.code in {None, 0}
         return capsys.readouterr().out
 
     printed = command(*PROMPTS, "-p", "estimating", "--max-tokens", "100")
@@ -90,8 +90,9 @@ def test_the_command(
     assert {each.operation for each in simulator.requests} == {"count_tokens"}
 
 
-def test_a_table_costs_what_was_expected(provider: PolluxProvider, simulator: Simulator, tmp_path: Path) -> None:
-    """Estimated, then mapped."""
+def test_the_cost_of_a_mapped_table_is_close_to_its_estimate(
+    provider: PolluxProvider, simulator: Simulator, tmp_path: Path
+) -> None:
     lines = ["id,review", *(f'{number},"{"It broke. " * (number % 7 + 30)}{number}"' for number in range(60))]
     (tmp_path / "reviews.csv").write_text("\n".join(lines))
     table, prompt = str(tmp_path / "reviews.csv"), "Is this a complaint? {review}"
@@ -102,29 +103,29 @@ def test_a_table_costs_what_was_expected(provider: PolluxProvider, simulator: Si
     report = map_rows(table, prompt, provider, str(tmp_path / "out.csv"), options=options)
     assert expected.cost_usd.expected == pytest.approx(report.cost_usd, rel=0.15)
     assert estimate([], provider, table=table, prompt=prompt, options=options).to_ask == 0
-    with pytest.raises(ConfigurationError, match="A table has one prompt"):
+    with pytest.raises(ConfigurationError, match="with one prompt"):
         estimate(["Why?"], provider, table=table, prompt=prompt)
 
 
-async def an_estimate() -> Estimate:
+async def make_estimate() -> Estimate:
     config = Config(provider="gemini", model="gemini-2.5-flash-lite", use_mock=True)
     return await estimate_many(PROMPTS, config=config)
 
 
 @flow
 async def paying() -> str:
-    """Stands for a flow that spends only what a person has approved."""
+    """Stand for a flow that spends only after a person has approved."""
     if not await is_approved():
-        await wait_for_approval(await an_estimate())
+        await wait_for_approval(await make_estimate())
     return "paid"
 
 
-async def start(run: FlowRun) -> Any:
-    """Start it as its worker does."""
+async def execute_run(run: FlowRun) -> Any:
+    """Execute a run of `paying` as a worker does."""
     return await run_flow_async(cast(Any, paying), flow_run=run)
 
 
-async def until_paused(run_id: UUID) -> None:
+async def wait_for_pause(run_id: UUID) -> None:
     async def is_paused() -> bool:
         async with get_client() as client:
             state = (await client.read_flow_run(run_id)).state
@@ -133,32 +134,32 @@ async def until_paused(run_id: UUID) -> None:
     await wait_until(is_paused)
 
 
-async def resume(run_id: UUID) -> None:
-    """Press Resume, once the run is paused."""
-    await until_paused(run_id)
+async def resume_run(run_id: UUID) -> None:
+    """Resume a run once it is paused."""
+    await wait_for_pause(run_id)
     async with get_client() as client:
         await client.resume_flow_run(run_id)
 
 
 async def test_a_run_is_paused_until_a_person_approves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One without a deployment waits where it is."""
+    """A run without a deployment waits in its process."""
     monkeypatch.setattr(approval, "_LOOK_EVERY_S", 0.1)
     async with get_client() as client:
         run = await client.create_flow_run(paying, name=f"approved-{uuid4()}")
-        resuming = asyncio.create_task(resume(run.id))
-        assert await asyncio.wait_for(start(run), 60) == "paid"
+        resuming = asyncio.create_task(resume_run(run.id))
+        assert await asyncio.wait_for(execute_run(run), 60) == "paid"
         await resuming
         assert (await client.read_flow_run(run.id)).labels["pollux-approval"] is True
-    assert (await page_of("pollux-paying-estimate")).startswith("**2 calls to ask")
+    assert (await read_page("pollux-paying-estimate")).startswith("**2 calls to ask")
 
 
 async def test_a_paused_run_that_is_cancelled_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where nothing else would end its process."""
+    """Nothing else would end the process of a run without a deployment."""
     monkeypatch.setattr(approval, "_LOOK_EVERY_S", 0.1)
     async with get_client() as client:
         run = await client.create_flow_run(paying, name=f"cancelled-{uuid4()}")
-        starting = asyncio.create_task(start(run))
-        await until_paused(run.id)
+        starting = asyncio.create_task(execute_run(run))
+        await wait_for_pause(run.id)
         await client.set_flow_run_state(run.id, Cancelling())
         with pytest.raises(PolluxError, match="cancelled while it waited"):
             await asyncio.wait_for(starting, 60)
@@ -168,26 +169,26 @@ async def test_a_paused_run_that_is_cancelled_ends(monkeypatch: pytest.MonkeyPat
 
 
 async def test_a_deployed_run_is_suspended_until_a_person_approves() -> None:
-    """It starts again from its first line, and asks for no other approval: neither then nor when it is retried."""
+    """The resumed flow starts from its first line, and needs no second approval, also when it is retried."""
     async with get_client() as client:
         flow_id = await client.create_flow(paying)
         deployment = await client.create_deployment(flow_id, f"approved-{uuid4()}")
         run = await client.create_flow_run_from_deployment(deployment)
-        with pytest.raises(Pause):  # with which its process ends
-            await start(run)
+        with pytest.raises(Pause):  # ends the process of the run
+            await execute_run(run)
         state = (await client.read_flow_run(run.id)).state
         assert state is not None
         assert state.name == "Suspended"
         await client.resume_flow_run(run.id)
         run = await client.read_flow_run(run.id)
-        assert await start(run) == "paid"
+        assert await execute_run(run) == "paid"
         assert (await client.read_flow_run(run.id)).labels["pollux-approval"] is True
         await client.delete_deployment(deployment)
 
 
 @pytest.mark.usefixtures("no_jobs_are_left")
 @pytest.mark.parametrize("kind", ["map-rows", "fan-out", "submit"])
-async def test_a_run_that_requires_approval_asks_nothing_before(
+async def test_a_run_that_requires_approval_sends_no_prompt_before(
     kind: str,
     provider: PolluxProvider,
     simulator: Simulator,
@@ -198,25 +199,25 @@ async def test_a_run_that_requires_approval_asks_nothing_before(
     table = tmp_path / "t.csv"
     table.write_text("name\nAnn\nBob\n")
     prompts = ["Greet Ann", "Greet Bob"]
-    asking: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
+    flows: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
         "map-rows": lambda: amap_rows(
             str(table), "Greet {name}", provider, str(tmp_path / "out.csv"), require_approval=True
         ),
         "fan-out": lambda: afan_out(prompts, provider, require_approval=True),
         "submit": lambda: asubmit(prompts, provider, require_approval=True),
     }
-    running = asyncio.create_task(asking[kind]())
+    running = asyncio.create_task(flows[kind]())
     run: list[FlowRun] = []
 
     async def is_paused() -> bool:
-        with suppress(IndexError):  # it has not begun
+        with suppress(IndexError):  # the run has not begun
             run[:] = [await find_newest_run(kind)]
         return any(each.state is not None and each.state.is_paused() for each in run)
 
     await wait_until(is_paused)
     assert {each.operation for each in simulator.requests} == {"count_tokens"}
-    assert (await page_of(f"pollux-{kind}-estimate")).startswith("**2 calls to ask")
-    await resume(run[0].id)
+    assert (await read_page(f"pollux-{kind}-estimate")).startswith("**2 calls to ask")
+    await resume_run(run[0].id)
     await asyncio.wait_for(running, 60)
-    asked = [each for each in simulator.requests if each.operation in {"generate", "batch.create"}]
-    assert len(asked) == (1 if kind == "submit" else 2)
+    sent = [each for each in simulator.requests if each.operation in {"generate", "batch.create"}]
+    assert len(sent) == (1 if kind == "submit" else 2)

@@ -1,4 +1,4 @@
-"""Files in flows: uploaded once for all runs, and swept away when nobody needs them."""
+"""Tests of files in flows: a file is uploaded once for all runs, and `sweep` deletes idle files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PDF = b"%PDF-1.7\n" + bytes(range(256)) * 40
 
 
 @pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "pollux"))
 
 
@@ -40,10 +40,10 @@ def test_a_fan_out_and_a_broadcast_share_their_files(
     assert len(simulator.files) == 3
 
 
-async def test_sweep_removes_idle_files_and_says_which(
+async def test_sweep_deletes_idle_files_and_lists_them(
     provider: PolluxProvider, simulator: Simulator, papers: list[Source]
 ) -> None:
-    """With the keys of saved providers; what it did is a table in the UI."""
+    """Sweeping uses the keys of saved providers. The list is also published as an artifact."""
     brief = provider.model_copy(update={"keep_files_s": 0.2})
     await brief.asave("brief", overwrite=True)
     fan_out(["What is it?"], brief, sources=papers)
@@ -54,14 +54,14 @@ async def test_sweep_removes_idle_files_and_says_which(
         removed += [file.file_id for file in (await asweep()).removed]
     assert sorted(removed) == sorted(file.id for file in simulator.files)
     assert [file.state for file in simulator.files] == ["deleted"] * 3
-    assert any(removed[0] in table for table in await tables())
+    assert any(removed[0] in table for table in await read_sweep_tables())
 
 
-@pytest.mark.parametrize(("days", "said"), [(100, "100 days ahead of"), (-100, "100 days behind")])
+@pytest.mark.parametrize(("days", "message"), [(100, "100 days ahead of"), (-100, "100 days behind")])
 async def test_a_worker_whose_clock_is_wrong_deletes_nothing(
-    provider: PolluxProvider, simulator: Simulator, papers: list[Source], days: int, said: str
+    provider: PolluxProvider, simulator: Simulator, papers: list[Source], days: int, message: str
 ) -> None:
-    """By such a clock, nobody needs the files of other runs any more."""
+    """By such a clock, the files of other runs would be idle."""
     await provider.model_copy(update={"keep_files_s": 3600.0}).asave("brief", overwrite=True)
     fan_out(["What is it?"], await PolluxProvider.named("brief"), sources=papers)
     now = await read_server_time()
@@ -69,13 +69,13 @@ async def test_a_worker_whose_clock_is_wrong_deletes_nothing(
     with pytest.MonkeyPatch.context() as patch:
         real = time.time
         patch.setattr(time, "time", lambda: real() + days * 86_400)
-        with pytest.raises(ConfigurationError, match=said):
+        with pytest.raises(ConfigurationError, match=message):
             await asweep.fn()
     assert {file.state for file in simulator.files} == {"active"}
 
 
-async def tables() -> list[str]:
-    """What sweeps have left in the UI."""
+async def read_sweep_tables() -> list[str]:
+    """Return the tables that sweeps have published."""
     async with get_client() as client:
         found = await client.read_artifacts(
             artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["pollux-sweep"]))
@@ -83,10 +83,10 @@ async def tables() -> list[str]:
     return [str(table.data) for table in found]
 
 
-async def test_sweep_goes_on_after_a_record_that_nobody_can_read(
+async def test_sweep_continues_after_an_unreadable_record(
     provider: PolluxProvider, simulator: Simulator, papers: list[Source]
 ) -> None:
-    """It is told, in the result and in the table, and hides no other file."""
+    """The record is reported in the result and in the table."""
     brief = provider.model_copy(update={"keep_files_s": 1.0})
     await brief.asave("brief", overwrite=True)
     fan_out(["What is it?"], brief, sources=papers)
@@ -101,16 +101,16 @@ async def test_sweep_goes_on_after_a_record_that_nobody_can_read(
         (problem,) = report.unreadable
         assert "cannot be read" in problem
     assert len([file for file in simulator.files if file.state == "active"]) == 1
-    assert any("cannot be read" in table for table in await tables())
+    assert any("cannot be read" in table for table in await read_sweep_tables())
 
 
-async def test_what_is_simulated_concerns_no_sweep(papers: list[Source]) -> None:
-    """What is known of it is beside the simulated world, and not in the state."""
+async def test_sweep_ignores_simulated_files(papers: list[Source]) -> None:
+    """The ledger of simulated files is in the process, and not in the state."""
     mock = PolluxProvider(provider="openai", model="gpt-4.1-mini", use_mock=True, keep_files_s=0.01)
     await mock.asave("simulated", overwrite=True)
     before = len(in_process().files)
-    kept = mock.model_copy(update={"keep_files_s": 60.0})
-    for simulated in (kept, kept, mock):
+    lasting = mock.model_copy(update={"keep_files_s": 60.0})
+    for simulated in (lasting, lasting, mock):
         assert (await afan_out(["What is it?"], simulated, sources=papers)).status == "ok"
     assert len(in_process().files) == before + 3
     assert [name async for name in open_store().list_keys("upload/")] == []
@@ -118,15 +118,15 @@ async def test_what_is_simulated_concerns_no_sweep(papers: list[Source]) -> None
     assert (report.removed, report.left) == ([], [])
 
 
-def test_sweep_names_what_it_has_no_key_for(
+def test_sweep_reports_files_that_it_has_no_key_for(
     provider: PolluxProvider, simulator: Simulator, papers: list[Source]
 ) -> None:
-    """A file of an account that nobody saved is left alone, and reported."""
-    stranger = provider.model_copy(update={"keep_files_s": 1.0, "api_key": None})
+    """A file of an account without a saved provider is not deleted."""
+    unsaved = provider.model_copy(update={"keep_files_s": 1.0, "api_key": None})
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("OPENAI_API_KEY", "sk-only-for-this-run")
         environment.setenv("OPENAI_BASE_URL", str(provider.base_url))
-        fan_out(["What is it?"], stranger, sources=papers[:1])
+        fan_out(["What is it?"], unsaved, sources=papers[:1])
     deadline = time.monotonic() + 20
     while not (report := sweep()).left:
         assert time.monotonic() < deadline

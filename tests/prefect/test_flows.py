@@ -1,4 +1,4 @@
-"""Each flow, in both forms, against a real Prefect server and a provider on loopback HTTP."""
+"""Tests of each flow, in both forms, on a Prefect server and with a provider on loopback HTTP."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Person(BaseModel):
 
 
 def test_realtime_answers_one_prompt(provider: PolluxProvider) -> None:
-    """The sync form is called like any function, and gives the envelope."""
+    """The sync form is called like any function, and returns the envelope."""
     envelope = realtime("Who was it?", provider, sources=SOURCES)
     assert isinstance(envelope, ResultEnvelope)
     assert envelope.status == "ok"
@@ -56,20 +56,19 @@ def test_realtime_answers_one_prompt(provider: PolluxProvider) -> None:
 
 
 async def test_arealtime_is_awaited(provider: PolluxProvider) -> None:
-    """The async form is awaited, and gives the same."""
     assert (await arealtime("Who was it?", provider)).answers == ["Simulated answer to: Who was it?"]
 
 
-def test_a_conversation_goes_on_in_a_flow(provider: PolluxProvider) -> None:
-    """With the envelope itself, or with its JSON as a form gives it; several prompts at once are refused."""
-    begun = realtime(
+def test_a_flow_continues_a_conversation(provider: PolluxProvider) -> None:
+    """`continue_from` takes an envelope, or its JSON from a form. Several prompts at once are refused."""
+    first = realtime(
         "I am Ada. [[simulate: tool_call]]", provider, options=Options(history=[], tools=[{"name": "look"}])
     )
-    ((call,),) = begun.tool_calls or []
-    state = begun["_conversation_state"]
+    ((call,),) = first.tool_calls or []
+    state = first["_conversation_state"]
     state["history"].append({"role": "tool", "tool_call_id": call["id"], "content": "sea"})
     from_a_form = Options.model_validate(
-        {"continue_from": begun.model_dump(mode="json") | {"_conversation_state": state}}
+        {"continue_from": first.model_dump(mode="json") | {"_conversation_state": state}}
     )
     seen = realtime("What was it?", provider, options=from_a_form)
     last = realtime("Who am I?", provider, options=Options(continue_from=seen))
@@ -78,23 +77,21 @@ def test_a_conversation_goes_on_in_a_flow(provider: PolluxProvider) -> None:
     assert roles == ["user", "assistant", "tool", "user", "assistant", "user", "assistant"]
     with pytest.raises(ConfigurationError, match="one prompt"):
         fan_out(PROMPTS, provider, options=Options(continue_from=last))
-    with pytest.raises(ConfigurationError, match="each source by itself"):
+    with pytest.raises(ConfigurationError, match="each source separately"):
         broadcast(["Who?"], SOURCES, provider, options=Options(continue_from=last))
 
 
-def test_fan_out_keeps_prompt_order(provider: PolluxProvider) -> None:
-    """One envelope with an answer per prompt, in their order."""
+def test_fan_out_answers_prompts_in_their_order(provider: PolluxProvider) -> None:
     envelope = fan_out(PROMPTS, provider, sources=SOURCES)
     assert envelope.answers == [f"Simulated answer to: {prompt}" for prompt in PROMPTS]
 
 
-async def test_afan_out(provider: PolluxProvider) -> None:
-    """The same, awaited."""
+async def test_afan_out_is_awaited(provider: PolluxProvider) -> None:
     assert len((await afan_out(PROMPTS, provider)).answers) == 3
 
 
 def test_fan_in_sends_all_sources_in_one_call(provider: PolluxProvider, simulator: Simulator) -> None:
-    """One call that holds every source, in order, before the prompt."""
+    """The call has the sources, in their order, before the prompt."""
     envelope = fan_in("Compare them.", SOURCES, provider)
     assert envelope.metrics["n_calls"] == 1
     (request,) = simulator.requests
@@ -102,53 +99,47 @@ def test_fan_in_sends_all_sources_in_one_call(provider: PolluxProvider, simulato
     assert texts == ["Ada was there.", "Bob was there.", "Compare them."]
 
 
-async def test_afan_in(provider: PolluxProvider) -> None:
-    """The same, awaited."""
+async def test_afan_in_is_awaited(provider: PolluxProvider) -> None:
     assert (await afan_in("Compare them.", SOURCES, provider)).status == "ok"
 
 
-def test_broadcast_asks_each_source_by_itself(provider: PolluxProvider, simulator: Simulator) -> None:
-    """One envelope a source, in source order; each call holds its own source only."""
+def test_broadcast_sends_each_source_in_calls_of_its_own(provider: PolluxProvider, simulator: Simulator) -> None:
+    """There is an envelope per source, in their order."""
     envelopes = broadcast(PROMPTS, SOURCES, provider)
     assert [envelope.metrics["n_calls"] for envelope in envelopes] == [3, 3]
     sent = [[part["text"] for part in request.body["input"][0]["content"]] for request in simulator.requests]
     assert sorted(sent) == sorted([source.text, prompt] for source in SOURCES for prompt in PROMPTS)
 
 
-async def test_abroadcast(provider: PolluxProvider) -> None:
-    """The same, awaited; no sources, no envelopes."""
+async def test_abroadcast_is_awaited(provider: PolluxProvider) -> None:
+    """Without sources there are no envelopes."""
     assert len(await abroadcast(PROMPTS, SOURCES, provider)) == 2
     assert await abroadcast(PROMPTS, [], provider) == []
 
 
-def test_no_prompts_is_a_legal_no_op(provider: PolluxProvider, simulator: Simulator) -> None:
-    """Nothing is asked, nothing is sent, nothing is wrong."""
+def test_a_fan_out_without_prompts_sends_nothing(provider: PolluxProvider, simulator: Simulator) -> None:
     envelope = fan_out([], provider)
     assert (envelope.status, envelope.answers, simulator.requests) == ("ok", [], [])
 
 
-async def test_a_sync_form_also_works_where_a_loop_is_running(provider: PolluxProvider) -> None:
-    """As in a notebook: the call blocks, and answers."""
+async def test_a_sync_form_also_works_in_a_running_event_loop(provider: PolluxProvider) -> None:
+    """A notebook has such a loop. The call blocks until it is answered."""
     assert realtime("Who was it?", provider).status == "ok"
 
 
-def test_a_flow_is_part_of_a_users_own_flow(provider: PolluxProvider) -> None:
-    """Called from another flow, it is a subflow of it."""
-
+def test_a_flow_can_be_called_from_another_flow(provider: PolluxProvider) -> None:
     @flow
-    def mine() -> str:
+    def parent() -> str:
         return realtime("Who was it?", provider).text
 
-    assert mine() == "Simulated answer to: Who was it?"
+    assert parent() == "Simulated answer to: Who was it?"
 
 
-def test_options_changed_with_with_options_keep_the_form(provider: PolluxProvider) -> None:
-    """`with_options` gives a flow that is called the same way."""
+def test_with_options_returns_a_flow_that_is_called_in_the_same_way(provider: PolluxProvider) -> None:
     assert realtime.with_options(retries=1)("Who was it?", provider).status == "ok"
 
 
-async def test_runs_and_tasks_have_names_that_a_person_can_read(provider: PolluxProvider) -> None:
-    """What the UI lists tells what was done, with which model, how much of it."""
+async def test_a_run_is_named_by_its_prompt_flow_model_and_counts(provider: PolluxProvider) -> None:
     await afan_out(PROMPTS, provider, sources=SOURCES)
     run = await find_newest_run("fan-out")
     assert run.name == f"{PROMPTS[0]} · fan-out · gpt-4.1-mini · 2 sources · 3 prompts"
@@ -156,14 +147,13 @@ async def test_runs_and_tasks_have_names_that_a_person_can_read(provider: Pollux
     assert (await find_newest_run("realtime")).name == "Who was it? · realtime · gpt-4.1-mini"
 
 
-def test_large_counts_in_names_read_as_those_on_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_counts_in_run_names_have_a_thousands_separator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime.flow_run, "name", "", raising=False)
     monkeypatch.setattr(runtime.flow_run, "parameters", {"prompts": ["Who?"] * 1000}, raising=False)
     assert run_name("fan-out")() == "Who? · fan-out · 1,000 prompts"
 
 
 async def test_an_artifact_shows_prompts_answers_usage_and_time(provider: PolluxProvider) -> None:
-    """A page in the UI holds what was asked, what was answered, and what it took."""
     await afan_out(PROMPTS, provider, sources=SOURCES)
     (page,) = await read_pages(await find_newest_run("fan-out"))
     text = str(page.data)
@@ -173,8 +163,8 @@ async def test_an_artifact_shows_prompts_answers_usage_and_time(provider: Pollux
     assert re.search(r"\| Time \| \d+\.\d\d s \|", text)
 
 
-async def test_pages_of_one_piece_of_work_share_a_key(provider: PolluxProvider) -> None:
-    """The UI shows them as a history: of a flow that calls ours, of runs with a label, and of a deployment."""
+async def test_pages_of_repeated_runs_share_a_key(provider: PolluxProvider) -> None:
+    """The UI shows pages of one key as a history: of a parent flow, of runs with a label, or of a deployment."""
 
     @flow(name="Weekly report")
     async def weekly() -> None:
@@ -197,8 +187,7 @@ async def test_pages_of_one_piece_of_work_share_a_key(provider: PolluxProvider) 
         assert page.key == key
 
 
-async def test_a_broadcast_artifact_has_a_row_a_source_and_a_column_a_prompt(provider: PolluxProvider) -> None:
-    """The grid can be read across and down."""
+async def test_a_broadcast_artifact_has_a_row_per_source_and_a_column_per_prompt(provider: PolluxProvider) -> None:
     await abroadcast(PROMPTS, SOURCES, provider)
     (page,) = await read_pages(await find_newest_run("broadcast"))
     rows = [line for line in str(page.data).splitlines() if line.startswith("| ") and "Simulated" in line]
@@ -207,21 +196,20 @@ async def test_a_broadcast_artifact_has_a_row_a_source_and_a_column_a_prompt(pro
 
 
 async def test_the_result_is_persisted_and_reads_back_equal(provider: PolluxProvider) -> None:
-    """Whoever asks the server for the run's result later gets the envelope."""
     envelope = await arealtime("Who was it?", provider)
     run = await find_newest_run("realtime")
     assert run.state is not None
     assert await run.state.aresult() == envelope
 
 
-def test_a_state_is_returned_and_handed_to_hooks_with_the_envelope(provider: PolluxProvider) -> None:
-    """`return_state=True` and `on_completion` see what any Prefect flow would show them."""
+def test_a_state_with_the_envelope_is_returned_and_passed_to_hooks(provider: PolluxProvider) -> None:
+    """`return_state=True` and `on_completion` work as for any Prefect flow."""
     seen: list[Any] = []
 
-    async def note(flow: Any, flow_run: Any, state: State[Any]) -> None:  # noqa: ARG001 (the names that Prefect passes)
+    async def append_result(flow: Any, flow_run: Any, state: State[Any]) -> None:  # noqa: ARG001 (passed by name)
         seen.append(await state.aresult())
 
-    hooked = fan_out.with_options(on_completion=[note])
+    hooked = fan_out.with_options(on_completion=[append_result])
     state: Any = hooked(PROMPTS, provider, return_state=True)
     assert state.is_completed()
     envelope = state.result()
@@ -248,11 +236,11 @@ def test_the_heap_is_unfrozen_after_the_last_of_several_runs(monkeypatch: pytest
     assert gc.get_freeze_count()
     second.__exit__(None, None, None)
     assert not gc.get_freeze_count()
-    gc.freeze()  # as it was
+    gc.freeze()  # as before this test
 
 
-async def test_task_runs_start_as_their_calls_come_into_line(provider: PolluxProvider) -> None:
-    """The first calls leave at once, and the page of a long run shows the tasks that are at work."""
+async def test_task_runs_start_when_their_calls_may_be_sent(provider: PolluxProvider) -> None:
+    """The page of a long run shows only task runs that are at work."""
     slow = provider.model_copy(update={"request_concurrency": 1})
     await afan_out([f"Question {number}" for number in range(12)], slow, calls_per_task=3)
     run = await find_newest_run("fan-out")
@@ -273,7 +261,7 @@ async def test_task_runs_start_as_their_calls_come_into_line(provider: PolluxPro
 
 
 async def test_one_bad_prompt_costs_one_answer(provider: PolluxProvider, simulator: Simulator) -> None:
-    """The envelope is partial, names the failure, and keeps the rest; the artifact says so too."""
+    """The envelope is partial, names the failure and has the other answers; the artifact names the failure too."""
     simulator.fail(Fault(status=400, message="I do not like this"), times=None, contains="Where")
     envelope = await afan_out(PROMPTS, provider, on_partial="complete")
     assert envelope.status == "partial"
@@ -287,8 +275,8 @@ async def test_one_bad_prompt_costs_one_answer(provider: PolluxProvider, simulat
     assert "I do not like this" in str(page.data)
 
 
-async def test_a_run_that_lacks_an_answer_has_failed(provider: PolluxProvider, simulator: Simulator) -> None:
-    """So that the UI offers to retry it. What was answered can be seen all the same."""
+async def test_a_run_that_lacks_an_answer_fails(provider: PolluxProvider, simulator: Simulator) -> None:
+    """The UI offers to retry a failed run. The page of the run shows the other answers."""
     simulator.fail(Fault(status=400, message="I do not like this"), times=None, contains="Where")
     with pytest.raises(APIError, match=r"1 of 3 prompts were not answered.*I do not like this.*a retry asks only"):
         await afan_out(PROMPTS, provider)
@@ -299,8 +287,10 @@ async def test_a_run_that_lacks_an_answer_has_failed(provider: PolluxProvider, s
     assert "Simulated answer to: Who was it?" in str(page.data)
 
 
-async def test_a_run_without_any_answer_fails_and_says_why(provider: PolluxProvider, simulator: Simulator) -> None:
-    """The state in the UI is Failed, the message is the provider's, and the artifact is there all the same."""
+async def test_a_run_without_any_answer_fails_with_the_message_of_the_provider(
+    provider: PolluxProvider, simulator: Simulator
+) -> None:
+    """The artifact is published all the same."""
     simulator.fail(Fault(status=401), times=None)
     with pytest.raises(APIError, match="OPENAI_API_KEY"):
         await arealtime("Who was it?", provider)
@@ -311,22 +301,22 @@ async def test_a_run_without_any_answer_fails_and_says_why(provider: PolluxProvi
     assert len(await read_pages(run)) == 1
 
 
-def test_what_cannot_work_is_refused_before_anything_is_sent(provider: PolluxProvider, simulator: Simulator) -> None:
-    """The gate's error is the run's error."""
+def test_unsupported_options_are_refused_before_anything_is_sent(
+    provider: PolluxProvider, simulator: Simulator
+) -> None:
     with pytest.raises(ConfigurationError, match="reasoning_budget"):
         realtime("Who was it?", provider, options=Options(reasoning_budget_tokens=5))
     assert simulator.requests == []
 
 
-async def test_structured_answers_are_the_callers_own_type(provider: PolluxProvider) -> None:
-    """In hand they are instances of the model; at rest they are JSON."""
+async def test_structured_answers_are_instances_of_the_response_schema(provider: PolluxProvider) -> None:
     envelope = await arealtime("Who was it?", provider, options=Options(response_schema=Person))
     assert envelope.structured is not None
     assert isinstance(envelope.structured[0], Person)
 
 
-async def test_a_form_in_the_ui_needs_only_plain_json(provider: PolluxProvider) -> None:
-    """What a person types, or an API client posts, becomes sources and options, the schema by import string."""
+async def test_parameters_may_be_plain_json(provider: PolluxProvider) -> None:
+    """A form or an API client sends sources and options as JSON, and a schema by its import string."""
     typed: dict[str, Any] = {
         "prompts": PROMPTS,
         "provider": provider,
@@ -340,29 +330,29 @@ async def test_a_form_in_the_ui_needs_only_plain_json(provider: PolluxProvider) 
 
 @pytest.mark.parametrize("each", [realtime, fan_out, fan_in, broadcast, arealtime, afan_out, afan_in, abroadcast])
 def test_the_form_offers_a_block_picker_and_no_key_field(each: Any) -> None:
-    """The parameter schema refers to the block type, so the UI shows a picker."""
+    """The UI shows a picker because the parameter schema refers to the block type."""
     schema = each.parameters.model_dump()
     assert "PolluxProvider" in str(schema["properties"]["provider"])
     assert schema["definitions"]["PolluxProvider"]["block_type_slug"] == "pollux-provider"
 
 
-async def test_the_four_tasks_make_a_flow_of_ones_own(provider: PolluxProvider) -> None:
-    """Tasks take and give documents; the key is found through the saved block's name."""
+async def test_the_four_tasks_can_be_used_in_a_custom_flow(provider: PolluxProvider) -> None:
+    """Tasks take and return documents. `execute` finds the key by the name of the saved block."""
     from pollux_flows.tasks import execute, extract, plan, request
 
     await provider.asave("for-my-own-flow", overwrite=True)
 
     @flow
-    async def mine() -> ResultEnvelope:
+    async def custom_flow() -> ResultEnvelope:
         config = await provider.config()
         planned = await plan(await request(PROMPTS, config.target))
         return await extract(planned, await execute(planned, "for-my-own-flow"))
 
-    assert (await mine()).answers == [f"Simulated answer to: {prompt}" for prompt in PROMPTS]
+    assert (await custom_flow()).answers == [f"Simulated answer to: {prompt}" for prompt in PROMPTS]
 
 
-async def test_a_long_run_shows_its_progress(provider: PolluxProvider, simulator: Simulator) -> None:
-    """What takes longer than a moment has a progress bar, and it ends at 100."""
+async def test_a_long_run_shows_a_progress_bar(provider: PolluxProvider, simulator: Simulator) -> None:
+    """The bar ends at 100."""
     simulator.fail(Fault(kind="slow", delay_s=2.6), times=None, contains="When")
     await afan_out(PROMPTS, provider)
     pages = await read_pages(await find_newest_run("fan-out"))
@@ -370,53 +360,49 @@ async def test_a_long_run_shows_its_progress(provider: PolluxProvider, simulator
     assert bar.data == 100.0
 
 
-async def test_tasks_of_a_users_flow_can_run_a_flow(provider: PolluxProvider) -> None:
-    """A flow called inside a task of somebody else's is still just a flow."""
-
+async def test_a_task_can_call_a_flow(provider: PolluxProvider) -> None:
     @task
     def ask() -> str:
         return realtime("Who was it?", provider).text
 
     @flow
-    def mine() -> str:
+    def parent() -> str:
         return ask()
 
-    assert mine() == "Simulated answer to: Who was it?"
+    assert parent() == "Simulated answer to: Who was it?"
 
 
 @pytest.mark.parametrize("broken", ["acreate_markdown_artifact", "acreate_progress_artifact"])
-async def test_an_artifact_that_cannot_be_left_costs_no_answer(
+async def test_an_artifact_that_cannot_be_published_does_not_fail_the_run(
     broken: str, provider: PolluxProvider, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was paid for comes back, whatever becomes of the page that shows it."""
-
-    async def fails(**_: Any) -> None:
+    async def raise_error(**_: Any) -> None:
         raise RuntimeError("the server is full")
 
-    monkeypatch.setattr(f"pollux_flows.artifacts.{broken}", fails)
+    monkeypatch.setattr(f"pollux_flows.artifacts.{broken}", raise_error)
     monkeypatch.setattr("pollux_flows.artifacts._PROGRESS_EVERY_S", 0.05)
     simulator.fail(Fault(kind="slow", delay_s=0.3), times=None, contains="When")
     assert (await afan_out(PROMPTS, provider)).status == "ok"
 
 
-async def test_a_failed_flows_error_is_as_rich_as_the_calls(provider: PolluxProvider, simulator: Simulator) -> None:
-    """Its kind, who said it, and when to come back."""
+async def test_the_error_of_a_failed_flow_has_the_type_and_fields_of_its_calls(
+    provider: PolluxProvider, simulator: Simulator
+) -> None:
     simulator.fail(Fault(status=429, retry_after=60), times=None)
     with pytest.raises(RateLimitError, match="None of 3") as caught:
         await afan_out(PROMPTS, provider)
     assert (caught.value.provider, caught.value.retry_after_s) == ("openai", 60)
 
 
-def test_a_run_that_is_too_large_for_the_server_says_so(provider: PolluxProvider, simulator: Simulator) -> None:
-    """Before the server refuses it with all of it quoted; with the ways out."""
+def test_a_run_that_is_too_large_for_the_server_is_refused(provider: PolluxProvider, simulator: Simulator) -> None:
+    """The server would quote all parameters. Our error names alternatives instead."""
     default = temporary_settings(restore_defaults={PREFECT_SERVER_API_MAX_PARAMETER_SIZE})
     with default, pytest.raises(ConfigurationError, match=r"600,\d+ bytes.*524,288.*run_many"):
         realtime("Who?", provider, sources=[Source.from_text("x" * 600_000)])
     assert simulator.requests == []
 
 
-async def test_what_an_answer_says_stays_text(provider: PolluxProvider) -> None:
-    """HTML and images in prompts and answers are shown, not obeyed."""
+async def test_html_and_images_in_prompts_and_answers_are_escaped_on_the_page(provider: PolluxProvider) -> None:
     await arealtime("<script>alert(1)</script> ![x](https://example.com/spy.png) | a\\|b", provider)
     (page,) = await read_pages(await find_newest_run("realtime"))
     assert "<script>" not in str(page.data)

@@ -1,4 +1,4 @@
-"""Forms: what the Prefect UI shows of a flow's parameters, and what it sends."""
+"""Tests of run forms: the fields that the Prefect UI shows for a flow, and the values that it sends."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ DEPLOYED = [
 ]  # fmt: skip
 
 
-def form(flow: Callable[..., Any]) -> dict[str, Any]:
+def read_form(flow: Callable[..., Any]) -> dict[str, Any]:
     return parameter_schema(flow).model_dump_for_openapi()
 
 
 @pytest.mark.parametrize("flow", DEPLOYED, ids=lambda flow: flow.name)
 def test_every_field_has_a_title_and_a_description(flow: Flow[..., Any]) -> None:
     """Titles are words, not names of variables, and the parameters stand in the order of `position`."""
-    fields = form(flow)["properties"]
+    fields = read_form(flow)["properties"]
     for name, field in fields.items():
         assert field["description"], name
         assert field["title"][0].isupper(), name
@@ -40,44 +40,47 @@ def test_every_field_has_a_title_and_a_description(flow: Flow[..., Any]) -> None
 
 @pytest.mark.parametrize("flow", DEPLOYED, ids=lambda flow: flow.name)
 def test_no_field_is_a_json_editor(flow: Flow[..., Any]) -> None:
-    """In the UI, a field without a type, or an object without fields, is one, and so is an item of several types."""
-    schema = form(flow)
+    """The UI shows an editor for a field without a type, an object without fields, and an item of several types."""
+    schema = read_form(flow)
 
-    def resolved(shown: dict[str, Any]) -> dict[str, Any]:
+    def resolve(shown: dict[str, Any]) -> dict[str, Any]:
         return schema["definitions"][shown["$ref"].rpartition("/")[2]] if "$ref" in shown else shown
 
     for field in schema["properties"].values():
-        for tab in map(resolved, field.get("anyOf", [field])):
+        for tab in map(resolve, field.get("anyOf", [field])):
             assert tab["type"] != "object" or tab["properties"]
-            assert tab["type"] != "array" or resolved(tab["items"])["type"] in {"string", "object"}
+            assert tab["type"] != "array" or resolve(tab["items"])["type"] in {"string", "object"}
 
 
 @pytest.mark.parametrize("flow", DEPLOYED[:6], ids=lambda flow: flow.name)
-def test_every_answering_flow_has_an_output(flow: Flow[..., Any]) -> None:
-    field = form(flow)["properties"]["output"]
+def test_every_flow_with_answers_has_an_output_field(flow: Flow[..., Any]) -> None:
+    field = read_form(flow)["properties"]["output"]
     assert (field["title"], field["type"]) == ("Output", "string")
 
 
 def test_a_job_is_picked_as_a_block() -> None:
     for flow in (flows.cancel, flows.resubmit, flows.wait_for):
-        block, name = form(flow)["properties"]["job"]["anyOf"]
+        block, name = read_form(flow)["properties"]["job"]["anyOf"]
         assert block["$ref"].endswith("PolluxDeferredJob")
         assert name == {"title": "name", "type": "string"}
 
 
 def test_a_number_that_is_too_small_is_refused_at_its_field() -> None:
-    schema, values = form(flows.converse), {"prompt": "Why?", "provider": {}, "max_rounds": 0, "max_cost_usd": -0.5}
+    schema, values = (
+        read_form(flows.converse),
+        {"prompt": "Why?", "provider": {}, "max_rounds": 0, "max_cost_usd": -0.5},
+    )
     refused = {str(error.path[0]): error.message for error in validate(values, schema) if error.path}
     assert refused["max_rounds"] == "0 is less than the minimum of 1"
     assert refused["max_cost_usd"] == "-0.5 is less than the minimum of 0"
 
 
 def test_optional_numbers_and_texts_are_one_input() -> None:
-    fields = form(flows.fan_out)["properties"]
+    fields = read_form(flows.fan_out)["properties"]
     assert fields["max_cost_usd"]["type"] == "number"
     assert fields["prompts_from"]["type"] == "string"
     assert "default" not in fields["max_age"]
-    assert form(flows.map_rows)["properties"]["columns"]["type"] == "array"
+    assert read_form(flows.map_rows)["properties"]["columns"]["type"] == "array"
 
 
 @pytest.mark.parametrize(
@@ -91,12 +94,14 @@ def test_optional_numbers_and_texts_are_one_input() -> None:
         {"prompts": ["a"], "options": {"tool_choice": {"name": "look"}, "tools": [{"name": "look"}]}},
     ],
 )
-def test_parameters_that_programs_send_pass_the_server(parameters: dict[str, Any]) -> None:
+def test_parameters_that_programs_send_pass_the_validation_of_the_server(parameters: dict[str, Any]) -> None:
     """The server validates a run's parameters with the form's schema."""
-    validate({"provider": {"$ref": "x"}, **parameters}, _any_provider(form(flows.fan_out)), raise_on_error=True)
+    validate(
+        {"provider": {"$ref": "x"}, **parameters}, _allow_any_provider(read_form(flows.fan_out)), raise_on_error=True
+    )
 
 
-def _any_provider(schema: dict[str, Any]) -> dict[str, Any]:
+def _allow_any_provider(schema: dict[str, Any]) -> dict[str, Any]:
     return {
         **schema,
         "properties": {**schema["properties"], "provider": {}},
@@ -131,12 +136,12 @@ def test_a_pasted_line_is_a_path_an_address_or_an_id(pasted: str, kind: str, pla
     "pasted",
     ["Version 3.11 is out.", "one\ntwo.pdf", "Yes or no", "3.14", "See https://example.com/a.pdf", "Dr.House says: no"],
 )
-def test_everything_else_that_is_pasted_is_text(pasted: str) -> None:
+def test_other_pasted_text_is_a_text_source(pasted: str) -> None:
     source = SOURCE.validate_python({"paste": pasted})
     assert (source.source_type, source.text) == ("text", pasted)
 
 
-def test_details_of_a_source_overrule_the_guess() -> None:
+def test_details_of_a_source_override_the_guess() -> None:
     text = SOURCE.validate_python({"paste": "report.pdf", "details": {"source_type": "text"}})
     assert text == Source.from_text("report.pdf")
     video = SOURCE.validate_python(
@@ -150,7 +155,7 @@ def test_an_empty_source_is_refused() -> None:
         SOURCE.validate_python({"details": {"mime_type": "text/plain"}})
 
 
-def test_options_of_a_form_are_those_of_a_program() -> None:
+def test_options_of_a_form_equal_those_of_a_program() -> None:
     shown = {
         "system_instruction": "Be brief.",
         "response_schema": [{"name": "total", "type": "number", "description": "In euros."}, {"name": "paid"}],
@@ -187,5 +192,5 @@ def test_a_field_of_a_structured_answer_needs_a_name_and_a_type(fields: list[dic
         ("invoices", False),
     ],
 )
-def test_names_that_a_person_typed_are_told_from_generated_ones(name: str, expected: bool) -> None:
+def test_typed_run_names_are_distinguished_from_generated_ones(name: str, expected: bool) -> None:
     assert is_generated(name) is expected

@@ -1,4 +1,4 @@
-"""pollux-flows init: the project that it writes runs, without a key, and can be deployed."""
+"""Tests of `pollux-flows init`: the project that it writes runs without a key, and can be deployed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ def run_flow() -> dict[str, str]:
     return cast(dict[str, str], flow())
 
 
-def test_the_project_runs_in_the_first_minute(pollux: Command) -> None:
-    """With the commands that `init` prints."""
-    said = pollux("init")
-    assert [line.split("#")[0].strip() for line in said.splitlines()[2:]] == [
+def test_the_project_runs_with_the_printed_commands(pollux: Command) -> None:
+    printed = pollux("init")
+    assert [line.split("#")[0].strip() for line in printed.splitlines()[2:]] == [
         "pollux-flows apply",
         "python flows.py",
         "pollux-flows doctor",
@@ -42,14 +41,13 @@ def test_the_project_runs_in_the_first_minute(pollux: Command) -> None:
 
 
 async def test_prefect_deploys_the_project(pollux: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    """As `prefect deploy --all` does."""
     await asyncio.to_thread(pollux, "init")
     async with get_client() as client:
         await client.create_work_pool(WorkPoolCreate(name="pollux", type="process"), overwrite=True)
         await deploy(deploy_all=True)
         assert capsys.readouterr().out.count("successfully created") == 3
-        mine = await client.read_deployment_by_name("ask-about-report/ask-about-report")
-        assert mine.pull_steps == [
+        deployment = await client.read_deployment_by_name("ask-about-report/ask-about-report")
+        assert deployment.pull_steps == [
             {"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd().resolve())}}
         ]
         for name in ("ask-about-report/ask-about-report", "collect/collect", "sweep/sweep"):
@@ -57,14 +55,14 @@ async def test_prefect_deploys_the_project(pollux: Command, capsys: pytest.Captu
         await client.delete_work_pool("pollux")
 
 
-def test_another_provider(pollux: Command) -> None:
-    said = pollux("init", "a folder", "--provider", "openai")
-    assert "cd 'a folder'\n  cp .env.example .env" in said
-    assert "OPENAI_API_KEY" in said
+def test_init_takes_another_provider(pollux: Command) -> None:
+    printed = pollux("init", "a folder", "--provider", "openai")
+    assert "cd 'a folder'\n  cp .env.example .env" in printed
+    assert "OPENAI_API_KEY" in printed
     assert 'provider: str = "openai"' in Path("a folder", "flows.py").read_text()
 
 
-def test_no_file_is_overwritten(pollux: Command) -> None:
+def test_init_overwrites_no_file(pollux: Command) -> None:
     Path("flows.py").write_text("mine")
     Path(".env.example").write_text("mine")
     assert f"{Path.cwd()} already has flows.py, .env.example." in pollux("init")
@@ -73,13 +71,13 @@ def test_no_file_is_overwritten(pollux: Command) -> None:
 
 
 @pytest.mark.parametrize("folder", ["file", "file/project"])
-def test_a_folder_that_cannot_be_written_to(pollux: Command, folder: str) -> None:
+def test_init_refuses_a_folder_that_cannot_be_written_to(pollux: Command, folder: str) -> None:
     Path("file").write_text("")
     assert pollux("init", folder).startswith("refused: The project cannot be written to ")
 
 
-def test_the_files_say_what_the_package_says(pollux: Command) -> None:
-    """The providers of the repository, and the variables of all keys."""
+def test_the_files_of_the_project_match_the_package(pollux: Command) -> None:
+    """The project has the providers and automations of the repository, and a variable for each key."""
     pollux("init")
     assert Path("blocks/providers.yaml").read_text() == (ROOT / "blocks" / "providers.yaml").read_text()
     assert re.findall("^([A-Z_]+)=$", Path(".env.example").read_text(), re.MULTILINE) == list(KEY_VARIABLES.values())

@@ -1,4 +1,4 @@
-"""map_rows: one prompt over each row of a table, asked once, and a table with the answers."""
+"""Tests of map_rows: one prompt for each row of a table, asked once, and a table with the answers."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from pollux_flows.state.slots import RunScope
 from pollux_flows.tables.table import scan_table
 from tests.loopback import until
 from tests.object_store import ObjectStore, object_store
-from tests.prefect.jobs import Saved, no_jobs_are_left, saved
+from tests.prefect.jobs import SaveProvider, no_jobs_are_left, save_provider
 from tests.prefect.runs import find_newest_run, read_pages
 
-__all__ = ["no_jobs_are_left", "object_store", "saved"]
+__all__ = ["no_jobs_are_left", "object_store", "save_provider"]
 
 PROMPT = "Summarize {title}: {body}"
 REVIEWS = [{"title": f"T{number}", "body": f'line "{number}",\nand more'} for number in range(25)]
@@ -81,9 +81,9 @@ def has_output(name: str) -> bool:
     return Path(name).exists()
 
 
-def prompts_asked(simulator: Simulator, since: int = 0) -> list[str]:
-    asked = [request.body for request in simulator.requests if request.operation == "generate"][since:]
-    return [str(body["input"][-1]["content"][-1]["text"]) for body in asked]
+def read_prompts(simulator: Simulator, since: int = 0) -> list[str]:
+    bodies = [request.body for request in simulator.requests if request.operation == "generate"][since:]
+    return [str(body["input"][-1]["content"][-1]["text"]) for body in bodies]
 
 
 def check_sums(report: MapReport) -> None:
@@ -91,44 +91,44 @@ def check_sums(report: MapReport) -> None:
     assert sum(counts) == sum(report.statuses.values()) == report.rows
 
 
-def test_a_table_comes_back_with_its_rows_in_order_and_an_answer_in_each(
+def test_the_output_has_the_rows_of_the_table_in_order_with_an_answer_each(
     provider: PolluxProvider, simulator: Simulator
 ) -> None:
     report = map_rows(write_csv("in.csv", REVIEWS), PROMPT, provider, "out.csv", rows_per_chunk=10)
     rows = read_csv("out.csv")
     assert [{name: row[name] for name in ("title", "body")} for row in rows] == REVIEWS
     assert all(row["title"] in row["answer"] and row["answer_status"] == "answered" for row in rows)
-    assert len(prompts_asked(simulator)) == report.asked == report.answered == 25
+    assert len(read_prompts(simulator)) == report.asked == report.answered == 25
     assert report.cost_usd == pytest.approx(sum(float(row["answer_cost_usd"]) for row in rows))
     assert MapReport.model_validate_json(Path("out.csv.manifest.json").read_bytes()) == report
     check_sums(report)
 
 
-def test_equal_rows_are_asked_once_wherever_they_stand(provider: PolluxProvider, simulator: Simulator) -> None:
+def test_equal_rows_are_asked_once_in_all_chunks(provider: PolluxProvider, simulator: Simulator) -> None:
     rows = [{"word": word} for word in ["a", "b", "a", "c", "a", "b", "a", "a"]]
     for reuse in ("always", "run", "never"):
         simulator.reset()
         report = map_rows(
             write_csv("in.csv", rows), "Define {word}", provider, "out.jsonl", rows_per_chunk=3, reuse=reuse
         )
-        assert Counter(prompts_asked(simulator)) == {f"Define {word}": 1 for word in "abc"}, reuse
+        assert Counter(read_prompts(simulator)) == {f"Define {word}": 1 for word in "abc"}, reuse
         assert (report.asked, report.duplicates) == (3, 5)
         assert len({row["answer"] for row in read_lines("out.jsonl")}) == 3
         check_sums(report)
 
 
-def test_a_second_run_asks_what_is_new_or_was_not_answered(provider: PolluxProvider, simulator: Simulator) -> None:
+def test_a_second_run_asks_only_new_and_unanswered_rows(provider: PolluxProvider, simulator: Simulator) -> None:
     simulator.fail(Fault(status=400, message="not now"), contains="T3:", times=1)
     first = map_rows(write_csv("in.csv", REVIEWS), PROMPT, provider, "out.csv")
     assert (first.answered, first.statuses["api_error"]) == (24, 1)
     assert "not now" in read_csv("out.csv")[3]["answer_error"]
     longer = [{"title": "new", "body": "one"}, *reversed(REVIEWS)]
     second = map_rows(write_csv("in.csv", longer), PROMPT, provider, "out.csv")
-    assert sorted(prompts_asked(simulator, 25)) == ['Summarize T3: line "3",\nand more', "Summarize new: one"]
+    assert sorted(read_prompts(simulator, 25)) == ['Summarize T3: line "3",\nand more', "Summarize new: one"]
     assert (second.asked, second.reused, second.unanswered) == (2, 24, 0)
     assert Counter(row["answer_reused"] for row in read_csv("out.csv")) == {"true": 24, "false": 2}
     assert map_rows("in.csv", PROMPT, provider, "out.csv").asked == 0
-    assert len(prompts_asked(simulator)) == 27
+    assert len(read_prompts(simulator)) == 27
     aged = map_rows("in.csv", PROMPT, provider, "out.csv", max_age=0.0)
     assert aged.asked == 26
 
@@ -150,8 +150,8 @@ def test_a_retried_run_asks_only_rows_without_an_answer(provider: PolluxProvider
             if_exists="error",
         )
         assert (report.asked, report.unanswered) == (25, 0)
-        assert Counter(prompts_asked(simulator)).most_common(2)[0][1] == 2
-        assert len(prompts_asked(simulator)) == 26
+        assert Counter(read_prompts(simulator)).most_common(2)[0][1] == 2
+        assert len(read_prompts(simulator)) == 26
         with pytest.raises(ConfigurationError, match="exists already"):
             run.with_options(retries=0)(table, PROMPT, provider, f"{reuse}.csv", if_exists="error")
 
@@ -190,10 +190,10 @@ def test_wrong_input_is_refused_before_anything_is_asked(
 ) -> None:
     write_csv("in.csv", [{"title": "a", "kind": "x"}, {"title": "b", "kind": "x"}])
     Path("there.csv").touch()
-    with pytest.raises(PolluxError) as refusal:
+    with pytest.raises(PolluxError) as caught:
         map_rows("in.csv", prompt, provider, more.pop("output", "out.csv"), **more)
-    assert problem in str(refusal.value)
-    assert refusal.value.hint
+    assert problem in str(caught.value)
+    assert caught.value.hint
     assert simulator.requests == []
     assert not Path("out.csv").exists()
 
@@ -284,27 +284,31 @@ def test_a_budget_is_never_exceeded_and_names_the_rows_that_were_not_asked(
     check_sums(report)
 
 
-async def test_what_is_under_way_when_a_run_fails_is_saved(provider: PolluxProvider, simulator: Simulator) -> None:
-    """A date that Python does not have is met when the first rows are written, while others are asked."""
+async def test_calls_under_way_when_a_run_fails_are_completed_and_saved(
+    provider: PolluxProvider, simulator: Simulator
+) -> None:
+    """Writing the first rows fails at a date that Python cannot represent, while other rows are asked."""
     days = pa.array([4_000_000, *range(24)], pa.date32())
     pq.write_table(pa.Table.from_pylist(REVIEWS).append_column("day", days), "in.parquet")
     simulator.fail(Fault(kind="slow", delay_s=0.3), times=None)
     with pytest.raises(PolluxError, match="date value out of range"):
         await amap_rows("in.parquet", PROMPT, provider, "out.parquet", rows_per_chunk=5)
     assert [task for task in asyncio.all_tasks() if "answer" in str(task.get_coro())] == []
-    asked = len(prompts_asked(simulator))
+    count = len(read_prompts(simulator))
     assert not has_output("out.parquet")
     simulator.reset()
     report = await amap_rows("in.parquet", PROMPT, provider, "out.parquet", columns=["title"])
-    assert (report.reused, report.asked) == (asked, 25 - asked)
+    assert (report.reused, report.asked) == (count, 25 - count)
 
 
-async def test_when_no_row_is_answered_the_rest_is_not_asked(provider: PolluxProvider, simulator: Simulator) -> None:
+async def test_the_other_rows_are_not_asked_if_no_row_is_answered(
+    provider: PolluxProvider, simulator: Simulator
+) -> None:
     simulator.fail(Fault(status=401), times=None)
     rows = [{"n": number} for number in range(100)]
     run = await amap_rows(write_csv("in.csv", rows), "{n}", provider, "out.csv", rows_per_chunk=10, return_state=True)
     assert run.is_failed()
-    assert len(prompts_asked(simulator)) <= 30
+    assert len(read_prompts(simulator)) <= 30
     statuses = Counter(row["answer_status"] for row in read_csv("out.csv"))
     assert statuses["not_asked"] >= 70
     assert statuses.total() == 100
@@ -323,17 +327,17 @@ def test_a_chunk_of_a_single_row_that_fails_does_not_stop_the_table(
 def test_requests_that_may_have_been_billed_are_counted(provider: PolluxProvider, simulator: Simulator) -> None:
     simulator.fail(Fault(kind="drop_after"), contains="T1:", times=1)
     report = map_rows(write_csv("in.csv", [*REVIEWS[:3], REVIEWS[1]]), PROMPT, provider, "out.csv")
-    assert (report.answered, report.unknown_attempts, len(prompts_asked(simulator))) == (4, 1, 4)
+    assert (report.answered, report.unknown_attempts, len(read_prompts(simulator))) == (4, 1, 4)
     assert map_rows("in.csv", PROMPT, provider, "out.csv").unknown_attempts == 0
 
 
-def test_without_an_output_it_goes_to_the_result_storage(provider: PolluxProvider) -> None:
+def test_a_table_without_an_output_is_written_to_the_result_storage(provider: PolluxProvider) -> None:
     report = map_rows(write_csv("in.csv", REVIEWS[:2]), PROMPT, provider)
     assert "pollux-tables" in report.output
     assert len(read_csv(report.output)) == 2
 
 
-def test_a_flow_of_theirs_gets_the_report_and_a_retry_does_not_pay_again(
+def test_a_parent_flow_gets_the_report_and_its_retry_pays_for_no_row_twice(
     provider: PolluxProvider, simulator: Simulator
 ) -> None:
     table = write_csv("in.csv", REVIEWS)
@@ -348,25 +352,25 @@ def test_a_flow_of_theirs_gets_the_report_and_a_retry_does_not_pay_again(
         return report
 
     assert nightly().answered == 25
-    assert len(prompts_asked(simulator)) == 25
+    assert len(read_prompts(simulator)) == 25
 
 
-def test_the_costs_of_all_reports_are_the_bill(provider: PolluxProvider, simulator: Simulator) -> None:
-    """Two tables of one flow share answers, and equal rows of several chunks are asked again while they are blocked."""
+def test_the_costs_of_all_reports_add_up_to_the_bill(provider: PolluxProvider, simulator: Simulator) -> None:
+    """Two tables of one flow share answers, and equal rows of several chunks are asked again if they were blocked."""
     first = write_csv("first.csv", [{"n": n} for n in [1, 7, 7, 3, 4, 7]])
     second = write_csv("second.csv", [{"n": n} for n in [7, 4, 3, 5, 1, 7]])
     simulator.fail(Fault(kind="blocked"), contains="number 7", times=None)
 
     @flow
-    def both() -> list[MapReport]:
+    def map_both() -> list[MapReport]:
         return [
             map_rows(table, "Say number {n}", provider, f"{table}l.jsonl", reuse="run", rows_per_chunk=3)
             for table in (first, second)
         ]
 
-    reports = both()
+    reports = map_both()
     assert [(report.asked, report.reused, report.duplicates) for report in reports] == [(4, 0, 2), (2, 3, 1)]
-    assert len(prompts_asked(simulator)) == 8
+    assert len(read_prompts(simulator)) == 8
     blocked = next(row for row in read_lines("first.csvl.jsonl") if row["answer_status"] == "blocked")
     answered = [row["answer_cost_usd"] for row in read_lines("first.csvl.jsonl") if row["answer"]]
     assert reports[0].cost_usd == pytest.approx(sum(answered) + 2 * blocked["answer_cost_usd"])
@@ -376,18 +380,20 @@ def test_the_costs_of_all_reports_are_the_bill(provider: PolluxProvider, simulat
 
 
 async def test_a_worker_with_another_state_is_refused(provider: PolluxProvider, simulator: Simulator) -> None:
-    """It would pay again for what others have answered."""
+    """Such a worker would pay again for rows that others have answered."""
     spec = MapSpec(prompt="{title}", target=(await provider.config()).target)
     run = MapRun(spec, Terms(reuse="always"), RunScope("r"), store="of another machine", provider=None)
     (chunk,) = scan_table(write_csv("in.csv", REVIEWS), rows_per_chunk=100).chunks
-    with pytest.raises(ConfigurationError, match="another state"):
+    with pytest.raises(ConfigurationError, match="a different state"):
         await map_chunk(chunk, run, "rows")
     assert simulator.requests == []
 
 
-async def test_a_deployed_run_is_suspended_while_its_batch_is_answered(simulator: Simulator, saved: Saved) -> None:
-    """It starts again from its first line, with another table in its place: answers stay those of their rows."""
-    provider = await saved("openai")
+async def test_a_deployed_run_is_suspended_while_its_batch_is_answered(
+    simulator: Simulator, save_provider: SaveProvider
+) -> None:
+    """The resumed flow starts from its first line, here with a changed table: each answer stays with its row."""
+    provider = await save_provider("openai")
     simulator.batch_s = 3600
     table = write_csv("in.csv", REVIEWS)
     parameters = {"table": table, "prompt": PROMPT, "provider": provider.reference, "output": "out.csv"}
@@ -396,7 +402,7 @@ async def test_a_deployed_run_is_suspended_while_its_batch_is_answered(simulator
             await client.create_flow(amap_rows), f"map-{uuid4()}", parameters={**parameters, "delivery": "deferred"}
         )
         run = await client.create_flow_run_from_deployment(deployment)
-        with pytest.raises(Pause):  # with which its process ends
+        with pytest.raises(Pause):  # ends the process of the run
             await run_flow_async(cast(Any, amap_rows), flow_run=run, parameters=run.parameters)
         assert not has_output("out.csv")
         for batch in simulator.batches:
@@ -410,14 +416,14 @@ async def test_a_deployed_run_is_suspended_while_its_batch_is_answered(simulator
     assert all(row["title"] in row["answer"] for row in read_csv("out.csv")[1:])
 
 
-async def test_a_table_goes_through_batches(simulator: Simulator, saved: Saved) -> None:
-    provider = await saved("openai")
+async def test_a_table_is_answered_in_batches(simulator: Simulator, save_provider: SaveProvider) -> None:
+    provider = await save_provider("openai")
     simulator.fail(Fault(status=400), contains="T3:", times=1)
     rows = [*REVIEWS, REVIEWS[0], {"title": "", "body": "x"}]
     table = write_csv("in.csv", rows)
     report = await amap_rows(table, PROMPT, provider, "out.jsonl", rows_per_chunk=10, delivery="deferred")
     assert (report.rows, report.asked, report.duplicates, report.unusable) == (27, 25, 1, 1)
-    assert prompts_asked(simulator) == []
+    assert read_prompts(simulator) == []
     found = read_lines("out.jsonl")
     assert all(row["title"] in row["answer"] for row in found if row["answer_status"] == "answered")
     again = await amap_rows(table, PROMPT, provider, "out.jsonl", rows_per_chunk=10)
@@ -426,8 +432,10 @@ async def test_a_table_goes_through_batches(simulator: Simulator, saved: Saved) 
     check_sums(report)
 
 
-async def test_rows_in_a_batch_of_another_run_are_not_submitted_again(simulator: Simulator, saved: Saved) -> None:
-    provider = await saved("openai")
+async def test_rows_in_a_batch_of_another_run_are_not_submitted_again(
+    simulator: Simulator, save_provider: SaveProvider
+) -> None:
+    provider = await save_provider("openai")
     simulator.batch_s = 3600
     run = partial(amap_rows, prompt=f"Overlapping: {PROMPT}", provider=provider, delivery="deferred")
     first = asyncio.create_task(run(write_csv("first.csv", REVIEWS), output="out-1.csv"))
@@ -446,10 +454,10 @@ async def test_rows_in_a_batch_of_another_run_are_not_submitted_again(simulator:
 
 
 async def test_a_resumed_run_waits_for_no_batch_that_was_submitted_after_it_began(
-    simulator: Simulator, saved: Saved
+    simulator: Simulator, save_provider: SaveProvider
 ) -> None:
     """The rows in that batch are not submitted a second time."""
-    provider = await saved("openai")
+    provider = await save_provider("openai")
     simulator.batch_s = 3600
     table = write_csv("in.csv", REVIEWS)
     parameters = {"table": table, "prompt": f"Resumed: {PROMPT}", "provider": provider.reference, "output": "out.csv"}
@@ -475,10 +483,10 @@ async def test_a_resumed_run_waits_for_no_batch_that_was_submitted_after_it_bega
     assert (last.asked, last.reused, last.statuses) == (1, 25, {"answered": 26})
 
 
-async def test_a_retry_submits_what_failed_and_counts_what_both_batches_cost(
-    simulator: Simulator, saved: Saved
+async def test_a_retry_submits_failed_rows_and_the_cost_includes_both_batches(
+    simulator: Simulator, save_provider: SaveProvider
 ) -> None:
-    provider = await saved("openai")
+    provider = await save_provider("openai")
     words = ["a", "b", "no [[simulate: blocked times=1]]", "no [[simulate: blocked times=1]]", "c"]
     table = write_csv("in.csv", [{"word": word} for word in words])
     run = amap_rows.with_options(retries=1, retry_delay_seconds=0)
@@ -504,8 +512,8 @@ async def test_a_retry_submits_what_failed_and_counts_what_both_batches_cost(
         simulator.reset()
 
 
-async def test_batches_ask_about_sources_of_their_own(simulator: Simulator, saved: Saved) -> None:
-    provider = await saved("anthropic")
+async def test_each_row_of_a_batch_has_its_own_source(simulator: Simulator, save_provider: SaveProvider) -> None:
+    provider = await save_provider("anthropic")
     rows = [{"text": f"This is about number {number}."} for number in range(4)]
     report = await amap_rows(
         write_csv("in.csv", rows),
@@ -521,15 +529,15 @@ async def test_batches_ask_about_sources_of_their_own(simulator: Simulator, save
     assert sum(body.count("This is about number") for body in sent) == 4
 
 
-def test_the_command_maps_a_table(saved: Saved, capsys: pytest.CaptureFixture[str]) -> None:
-    asyncio.run(saved("openai"))
+def test_the_command_maps_a_table(save_provider: SaveProvider, capsys: pytest.CaptureFixture[str]) -> None:
+    asyncio.run(save_provider("openai"))
     write_csv("in.csv", REVIEWS[:3])
     words = ["map", "in.csv", "--prompt", PROMPT, "-p", "deferred-openai", "-o", "out.csv"]
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as caught:
         app([*words, "--json"])
-    assert ended.value.code == 0
+    assert caught.value.code == 0
     assert MapReport.model_validate_json(capsys.readouterr().out).answered == 3
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as caught:
         app([*words[:3], "{nope}", *words[4:]])
-    assert ended.value.code == 2
+    assert caught.value.code == 2
     assert "no column 'nope'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A flow about a cache: by the name of its PolluxCache, by its handle, and made again when it is lost."""
+"""Tests of flows with a named cache: it is found by name, block or handle, and created again if it is lost."""
 
 from __future__ import annotations
 
@@ -43,34 +43,37 @@ def gemini(world: tuple[Simulator, str], simulator: Simulator) -> PolluxProvider
 
 @pytest.fixture
 def name(gemini: PolluxProvider, request: pytest.FixtureRequest) -> str:
+    """Return the name of a warmed cache."""
     return warm_cache([Source.from_text(f"{request.node.name}: {STORY.text}")], gemini)
 
 
-def created(simulator: Simulator) -> int:
+def count_creations(simulator: Simulator) -> int:
     return sum(entry.operation == "cache.create" for entry in simulator.requests)
 
 
-def generated(simulator: Simulator) -> int:
+def count_calls(simulator: Simulator) -> int:
     return sum(entry.operation == "generate" for entry in simulator.requests)
 
 
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: str(flow.fn.__name__))
 def test_a_form_offers_auto_saved_caches_and_a_name(flow: Flow[..., Any]) -> None:
-    """A tab each; a handle is for code."""
+    """The form has a tab for each. Handles are only for code."""
     form = parameter_schema(flow)
     shown = form.properties["cache"]
     names = [{"$ref": "#/definitions/PolluxCache"}, {"type": "string", "title": "name"}]
     assert shown["anyOf"] == [
         {"type": "string", "enum": ["auto"], "title": "automatic"},
-        *([] if flow.name == "broadcast" else names),  # it asks about sources
+        *([] if flow.name == "broadcast" else names),  # a broadcast takes sources
         {"type": "null"},
     ]
     assert "auto" in shown["description"]
     assert "cache" not in form.required
 
 
-def test_a_name_a_handle_and_options_name_the_same(gemini: PolluxProvider, simulator: Simulator, name: str) -> None:
-    """And prompts that were answered from it are not paid for again."""
+def test_a_cache_can_be_passed_as_a_name_block_handle_or_option(
+    gemini: PolluxProvider, simulator: Simulator, name: str
+) -> None:
+    """Prompts that were answered from the cache are not paid for again."""
     block: Any = PolluxCache.load(name)
     first = fan_out(["Who?", "Where?"], gemini, cache=name)
     assert first.metrics["cache_used"] is True
@@ -78,42 +81,40 @@ def test_a_name_a_handle_and_options_name_the_same(gemini: PolluxProvider, simul
     for arguments in ({"cache": block}, {"cache": block.handle}, {"options": Options(cache=name)}):
         again = fan_out(["Who?", "Where?"], gemini, reuse="always", **arguments)
         assert again.metrics["n_reused"] == 2
-    assert generated(simulator) == 2
+    assert count_calls(simulator) == 2
 
 
-async def test_a_named_cache_that_is_lost_is_made_again(
-    gemini: PolluxProvider, simulator: Simulator, name: str
-) -> None:
-    """By the task run that meets it, once for all, and the block says so."""
+async def test_a_lost_cache_is_created_again(gemini: PolluxProvider, simulator: Simulator, name: str) -> None:
+    """One task run creates the cache for all, and updates the block."""
     before: Any = await asyncio.to_thread(PolluxCache.load, name)
     simulator.gemini_caches.clear()
     envelope = await afan_out(["Who?", "Where?", "When?"], gemini, cache=name)
     assert (envelope.status, envelope.metrics["n_cache_hits"]) == ("ok", 3)
-    assert created(simulator) == 2
+    assert count_creations(simulator) == 2
     after: Any = await asyncio.to_thread(PolluxCache.load, name)
     assert after.provider_name != before.provider_name
     assert await read_events(f"pollux.cache.{name}", 3) == ["created", "expired", "created"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ({"cache": "pollux-cache-unknown"}, "no cache 'pollux-cache-unknown' in this Prefect server"),
         ({"options": Options(cache="pollux-cache-unknown")}, "no cache 'pollux-cache-unknown'"),
         ({"cache": "a", "options": Options(cache="b")}, "Two caches are named"),
     ],
 )
-def test_a_name_that_names_nothing_is_refused(
-    arguments: dict[str, Any], says: str, gemini: PolluxProvider, simulator: Simulator
+def test_an_unknown_or_ambiguous_cache_name_is_refused(
+    arguments: dict[str, Any], message: str, gemini: PolluxProvider, simulator: Simulator
 ) -> None:
-    with pytest.raises(ConfigurationError, match=says) as refused:
+    with pytest.raises(ConfigurationError, match=message) as caught:
         realtime("Who?", gemini, **arguments)
-    assert refused.value.hint
+    assert caught.value.hint
     assert simulator.requests == []
 
 
-def test_a_name_beside_sources_is_refused(gemini: PolluxProvider, simulator: Simulator, name: str) -> None:
-    """The cache holds what the prompt is about."""
+def test_a_named_cache_with_sources_is_refused(gemini: PolluxProvider, simulator: Simulator, name: str) -> None:
+    """The sources of the prompt are those in the cache."""
     with pytest.raises(ConfigurationError, match="sources cannot go along with a cache handle"):
         fan_in("Who?", [STORY], gemini, cache=name)
-    assert generated(simulator) == 0
+    assert count_calls(simulator) == 0

@@ -1,4 +1,4 @@
-"""Another state: an attempt that cannot see the answers of the one before refuses, and does not pay for them again."""
+"""Tests of a retry in another state: it refuses to pay again for answers that it cannot find."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pollux_flows.state.journal import Journal
 from pollux_flows.state.store import open_store
 from tests.pipeline.test_reuse import lose_before_lookup
 from tests.prefect.runs import find_newest_run
-from tests.prefect.test_paid_once import PROMPTS, asked
+from tests.prefect.test_paid_once import PROMPTS, read_prompts
 
 
 @pytest.fixture(autouse=True)
@@ -28,14 +28,14 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "here"))
 
 
-def retried(
+def run_with_retry(
     provider: PolluxProvider, between: Callable[[], object], before: Callable[[], object] = int
 ) -> ResultEnvelope:
-    """A run whose second attempt finds what `between` has changed."""
+    """Run a flow that is retried. It calls `before` in its first attempt, and `between` in its second."""
     attempts: list[int] = []
 
     @flow(retries=1, retry_delay_seconds=0)
-    def mine() -> ResultEnvelope:
+    def parent() -> ResultEnvelope:
         attempts.append(1)
         if len(attempts) == 2:
             between()
@@ -43,44 +43,44 @@ def retried(
             before()
         return fan_out(PROMPTS, provider)
 
-    return mine()
+    return parent()
 
 
 def test_a_worker_with_a_state_of_its_own_refuses_a_retry(
     provider: PolluxProvider, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In words that name what mends it, before anything is asked."""
+    """The error names the settings that help, and nothing is asked."""
     simulator.fail(Fault(status=400, message="not now"), contains="Where")
-    with pytest.raises(ConfigurationError, match="not in the state of this worker") as refused:
-        retried(provider, lambda: monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "there")))
-    assert len(asked(simulator)) == 3
-    assert all(name in str(refused.value.hint) for name in ("POLLUX_STATE_URL", "POLLUX_HOME", "POLLUX_ASK_ANEW"))
+    with pytest.raises(ConfigurationError, match="not in the state of this worker") as caught:
+        run_with_retry(provider, lambda: monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "there")))
+    assert len(read_prompts(simulator)) == 3
+    assert all(name in str(caught.value.hint) for name in ("POLLUX_STATE_URL", "POLLUX_HOME", "POLLUX_ASK_ANEW"))
 
 
-def test_it_asks_anew_where_that_is_wanted(
+def test_a_retry_in_another_state_asks_again_if_a_setting_allows_it(
     provider: PolluxProvider, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By whoever sets up the worker."""
-
-    def elsewhere() -> None:
+    def change_state() -> None:
         monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "there"))
         monkeypatch.setenv("POLLUX_ASK_ANEW", "1")
 
     simulator.fail(Fault(status=400, message="not now"), contains="Where")
-    assert retried(provider, elsewhere).status == "ok"
-    assert len(asked(simulator)) == 6
+    assert run_with_retry(provider, change_state).status == "ok"
+    assert len(read_prompts(simulator)) == 6
 
 
-def test_a_state_that_was_lost_in_between(provider: PolluxProvider, simulator: Simulator, tmp_path: Path) -> None:
-    """The folder is there again, and what was in it is not."""
+def test_a_retry_refuses_a_state_that_has_lost_its_data(
+    provider: PolluxProvider, simulator: Simulator, tmp_path: Path
+) -> None:
+    """The folder exists again, without its content."""
     simulator.fail(Fault(status=400, message="not now"), contains="Where")
     with pytest.raises(ConfigurationError, match="has lost its data"):
-        retried(provider, lambda: shutil.rmtree(tmp_path / "here"))
-    assert len(asked(simulator)) == 3
+        run_with_retry(provider, lambda: shutil.rmtree(tmp_path / "here"))
+    assert len(read_prompts(simulator)) == 3
 
 
-async def test_a_run_that_was_pruned_in_between(provider: PolluxProvider) -> None:
-    """Its record is gone, though the state is the one that it was."""
+async def test_a_retry_refuses_a_state_in_which_the_run_was_pruned(provider: PolluxProvider) -> None:
+    """The state has the same identity, but no record of the run."""
     with pytest.raises(APIError):
         fan_out(["[[simulate: status=400]] no"], provider)
     async with get_client() as client:
@@ -95,53 +95,51 @@ async def test_a_run_that_was_pruned_in_between(provider: PolluxProvider) -> Non
 
 
 @pytest.mark.parametrize("is_lost", [True, False])
-def test_answers_are_called_kept_after_a_look(
+def test_an_error_calls_answers_saved_only_if_they_are(
     provider: PolluxProvider,
     simulator: Simulator,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     is_lost: bool,
 ) -> None:
-    """A state may have been lost while the run was at work."""
+    """The state may be lost while a run is at work."""
     if is_lost:
         lose_before_lookup(monkeypatch, lambda: shutil.rmtree(tmp_path / "here"))
     simulator.fail(Fault(status=400, message="not now"), contains="Where")
-    with pytest.raises(APIError) as raised:
+    with pytest.raises(APIError) as caught:
         fan_out(PROMPTS, provider)
-    hint = raised.value.hint or ""
+    hint = caught.value.hint or ""
     assert ("is saved: a retry asks only the others" in hint) is not is_lost
-    assert ("is gone from the state" in hint and "a retry asks, and pays for, everything again" in hint) is is_lost
+    assert ("is no longer in the state" in hint and "a retry asks, and pays for, everything again" in hint) is is_lost
 
 
-def test_an_attempt_that_asked_nothing_refuses_nothing(
+def test_a_retry_in_another_state_runs_if_nothing_was_asked_before(
     provider: PolluxProvider, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It never came as far as asking."""
-
     def fail() -> None:
         raise RuntimeError("before anything was asked")
 
     elsewhere = str(tmp_path / "there")
-    assert retried(provider, lambda: monkeypatch.setenv("POLLUX_HOME", elsewhere), fail).status == "ok"
-    assert len(asked(simulator)) == 3
+    assert run_with_retry(provider, lambda: monkeypatch.setenv("POLLUX_HOME", elsewhere), fail).status == "ok"
+    assert len(read_prompts(simulator)) == 3
 
 
-# --- A state that takes nothing -----------------------------------------------------------------------------
+# --- A state that cannot be written to ----------------------------------------------------------------------
 
 
-async def _full(*_: object) -> None:
+async def _raise_disk_full(*_: object) -> None:
     raise ConfigurationError("The disk is full.")
 
 
-def test_answers_that_cannot_be_saved_are_taken_up_by_the_retry(
+def test_a_retry_reuses_answers_that_could_not_be_saved(
     provider: PolluxProvider, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run fails, as it lacks answers; what was paid waits in a file."""
-    one_at_a_time = provider.model_copy(update={"request_concurrency": 1})
+    """The first attempt fails. Its answer is in a fallback file."""
+    sequential = provider.model_copy(update={"request_concurrency": 1})
     with monkeypatch.context() as patch:
         patch.setattr("pollux_flows.pipeline.answers._PAUSES", (0.0,))
-        patch.setattr(Journal, "save_answer", _full)
-        envelope = retried(one_at_a_time, patch.undo)
+        patch.setattr(Journal, "save_answer", _raise_disk_full)
+        envelope = run_with_retry(sequential, patch.undo)
     assert envelope.status == "ok"
     assert envelope.metrics["n_reused"] == 1
-    assert len(asked(simulator)) == 3
+    assert len(read_prompts(simulator)) == 3

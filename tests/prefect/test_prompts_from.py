@@ -1,4 +1,4 @@
-"""Prompts from a file, an address or pasted lines."""
+"""Tests of `prompts_from`: prompts are read from a file, an address or pasted lines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pollux_flows.source import Source
         ("a.CSV", 'id,question\n1,one\n2,"two, or more"\n3,\n', "#question"),
     ],
 )
-async def test_prompts_of_a_file(tmp_path: Path, name: str, content: str, column: str) -> None:
+async def test_prompts_are_read_from_a_file(tmp_path: Path, name: str, content: str, column: str) -> None:
     (tmp_path / name).write_text(content, "utf-8")
     assert await read_prompts([], f"{tmp_path / name}{column}") == ["one", "two, or more"]
 
@@ -41,20 +41,20 @@ async def test_pasted_lines_are_prompts() -> None:
     assert await read_prompts([], "Only one?") == ["Only one?"]
 
 
-async def test_items_are_never_split() -> None:
+async def test_prompts_of_a_list_are_never_split() -> None:
     assert await read_prompts(["one\ntwo"], None) == ["one\ntwo"]
     assert await read_prompts(["one\ntwo"], "  ") == ["one\ntwo"]
 
 
 def test_a_column_is_a_list_of_prompts(provider: PolluxProvider) -> None:
-    """As a list would be: in the parameters of the run, in its name and in the answers."""
-    asked = pl.DataFrame({"question": ["What is it?", "And why?"]})["question"]
-    listed = fan_out(asked.to_list(), provider)
-    assert fan_out(asked, provider).answers == listed.answers
-    (told,) = broadcast(asked.to_pandas(), [Source.from_text("A pump.")], provider)
-    assert len(told.answers) == 2
+    """A column and a list of the same prompts get the same answers."""
+    column = pl.DataFrame({"question": ["What is it?", "And why?"]})["question"]
+    listed = fan_out(column.to_list(), provider)
+    assert fan_out(column, provider).answers == listed.answers
+    (envelope,) = broadcast(column.to_pandas(), [Source.from_text("A pump.")], provider)
+    assert len(envelope.answers) == 2
     with pytest.raises(ConfigurationError, match="prompts is a table"):
-        fan_out(asked.to_frame(), provider)  # type: ignore[call-overload]
+        fan_out(column.to_frame(), provider)  # type: ignore[call-overload]
     with pytest.raises(ConfigurationError, match="prompts has no value in 1 of its 2 rows; the first is row 2"):
         submit(pd.Series(["What is it?", None]), provider)
 
@@ -89,15 +89,15 @@ async def test_prompts_and_prompts_from_exclude_each_other() -> None:
         await read_prompts(["one"], "two")
 
 
-def test_a_flow_asks_them(provider: PolluxProvider, tmp_path: Path) -> None:
+def test_a_flow_sends_the_prompts_of_prompts_from(provider: PolluxProvider, tmp_path: Path) -> None:
     (tmp_path / "q.txt").write_text("one\ntwo\n")
     assert len(fan_out([], provider, prompts_from=str(tmp_path / "q.txt")).answers) == 2
     [envelope] = broadcast([], [Source.from_text("x")], provider, prompts_from="one\ntwo\nthree")
     assert len(envelope.answers) == 3
 
 
-def test_prompts_may_be_left_out(provider: PolluxProvider) -> None:
-    """As in a run that is started through the API with its other parameters only."""
+def test_prompts_may_be_missing_if_prompts_from_is_set(provider: PolluxProvider) -> None:
+    """A run that is started through the API may have its other parameters only."""
     ask = cast(Any, fan_out)
     assert len(ask(provider=provider, prompts_from="one\ntwo").answers) == 2
     with pytest.raises(ConfigurationError, match="provider is missing"):

@@ -1,4 +1,4 @@
-"""PolluxProvider: saved once, picked by name, and never a key in anything that is stored."""
+"""Tests of PolluxProvider: it is saved, loaded by name, and its key is stored nowhere else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ SENTINEL = "sk-sentinel-1d9c7f"
 
 
 async def test_a_saved_provider_comes_back_with_its_key_and_limits() -> None:
-    """What was saved is what is loaded."""
     policy = RetryPolicy(max_attempts=5)
     block = PolluxProvider(
         provider="anthropic",
@@ -43,12 +42,12 @@ def test_only_a_saved_provider_can_be_referred_to() -> None:
 
 
 async def test_a_provider_without_a_key_uses_the_environment_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block need not hold the key."""
+    """The block need not have a key."""
     monkeypatch.setenv("OPENAI_API_KEY", SENTINEL)
     assert (await PolluxProvider(provider="openai", model="m").config()).key() == SENTINEL
 
 
-async def test_a_provider_without_any_key_says_where_to_put_one() -> None:
+async def test_a_provider_without_any_key_is_refused() -> None:
     """The error names the block, its field, and the variable."""
     block = PolluxProvider(provider="openai", model="m")
     with pytest.raises(ConfigurationError, match=r"^PolluxProvider, field api_key: .* OPENAI_API_KEY is not set here"):
@@ -59,7 +58,7 @@ async def test_a_provider_without_any_key_says_where_to_put_one() -> None:
 
 
 async def test_a_provider_that_was_saved_with_a_wrong_address_is_named() -> None:
-    """The UI saves it, as it does not run our checks."""
+    """The UI saves such a block, because it does not run our checks."""
     block = PolluxProvider(provider="openai", model="m", api_key=SecretStr(SENTINEL))
     object.__setattr__(block, "base_url", "api.openai.com")
     await block.asave("wrong-address", overwrite=True)
@@ -67,14 +66,14 @@ async def test_a_provider_that_was_saved_with_a_wrong_address_is_named() -> None
         await PolluxProvider.named("wrong-address")
 
 
-async def test_a_block_that_nobody_saved_is_missed_by_name() -> None:
-    """A name that the server does not know is told, with what to do."""
-    with pytest.raises(ConfigurationError, match=r"'nobody-saved-me'.*\.save"):
-        await PolluxProvider.named("nobody-saved-me")
+async def test_an_unknown_name_of_a_provider_is_refused() -> None:
+    """The error names the block, and says how to save it."""
+    with pytest.raises(ConfigurationError, match=r"'no-such-provider'.*\.save"):
+        await PolluxProvider.named("no-such-provider")
 
 
-def test_wrong_fields_are_refused_when_the_block_is_made() -> None:
-    """With the field, and what it may be."""
+def test_wrong_fields_are_refused_when_the_block_is_created() -> None:
+    """The error names the field."""
     with pytest.raises(ConfigurationError, match="provider"):
         PolluxProvider(provider="opnai", model="m")
     with pytest.raises(ConfigurationError, match="base_url"):
@@ -83,25 +82,25 @@ def test_wrong_fields_are_refused_when_the_block_is_made() -> None:
 
 @pytest.mark.parametrize("library", [pickle, cloudpickle])
 def test_a_pickled_provider_has_no_key(library: object) -> None:
-    """A task that Prefect ships elsewhere carries a block without its key."""
+    """Prefect pickles the parameters of a task that runs in another process."""
     block = PolluxProvider(provider="openai", model="m", api_key=SecretStr(SENTINEL))
-    shipped = library.dumps(block)  # type: ignore[attr-defined]
-    assert SENTINEL.encode() not in shipped
-    assert library.loads(shipped).api_key.get_secret_value().strip("*") == ""  # type: ignore[attr-defined]
+    pickled = library.dumps(block)  # type: ignore[attr-defined]
+    assert SENTINEL.encode() not in pickled
+    assert library.loads(pickled).api_key.get_secret_value().strip("*") == ""  # type: ignore[attr-defined]
 
 
 async def test_asterisks_in_a_runs_parameters_are_resolved_from_the_saved_block() -> None:
-    """A run that is picked up elsewhere knows its block by name; the asterisks are never used as a key."""
+    """A worker finds the block by its name; the asterisks are never used as a key."""
     block = PolluxProvider(provider="openai", model="m", api_key=SecretStr(SENTINEL))
     await block.asave("seen-as-asterisks", overwrite=True)
 
     @flow
-    async def taking(provider: PolluxProvider) -> str | None:
+    async def take_provider(provider: PolluxProvider) -> str | None:
         return (await provider.config()).key()
 
-    stored = taking.serialize_parameters({"provider": await PolluxProvider.named("seen-as-asterisks")})
+    stored = take_provider.serialize_parameters({"provider": await PolluxProvider.named("seen-as-asterisks")})
     assert SENTINEL not in json.dumps(stored)
-    restored = taking.validate_parameters(stored)["provider"]
+    restored = take_provider.validate_parameters(stored)["provider"]
     assert (await restored.config()).key() == SENTINEL
 
 
@@ -113,12 +112,12 @@ ELSEWHERE = "http://127.0.0.1:9/v1"
 async def test_run_parameters_do_not_send_the_workers_key_elsewhere(
     key: dict[str, str], name: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever may start a run writes its parameters: an address that only they name gets no key of the environment."""
+    """An address that only the parameters of a run name does not get the key of the worker's environment."""
     monkeypatch.setenv("OPENAI_API_KEY", SENTINEL)
     await PolluxProvider(provider="openai", model="m").asave("names-another-address", overwrite=True)
     written = {"provider": "openai", "model": "m", "base_url": ELSEWHERE, **key, **name}
-    restored = _restored(written)
-    with pytest.raises(ConfigurationError, match=f"another address|POLLUX_ALLOW_BASE_URLS={ELSEWHERE}"):
+    restored = _restore_provider(written)
+    with pytest.raises(ConfigurationError, match=f"another provider or address|POLLUX_ALLOW_BASE_URLS={ELSEWHERE}"):
         await restored.config()
     monkeypatch.setenv("OPENAI_BASE_URL", ELSEWHERE)
     if not name:
@@ -129,17 +128,17 @@ async def test_run_parameters_do_not_send_the_workers_key_elsewhere(
 async def test_the_workers_key_goes_to_the_address_of_a_saved_block(
     key: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who may save a block may say where keys go; the block itself needs none."""
+    """The saved block decides where the key of the environment goes, and needs no key itself."""
     monkeypatch.setenv("OPENAI_API_KEY", SENTINEL)
     saved = PolluxProvider(provider="openai", model="m", base_url=ELSEWHERE)
     await saved.asave("names-an-address", overwrite=True)
     written = {"provider": "openai", "model": "m", "base_url": ELSEWHERE, "_block_document_name": "names-an-address"}
-    for block in (await PolluxProvider.named("names-an-address"), _restored({**written, **key})):
+    for block in (await PolluxProvider.named("names-an-address"), _restore_provider({**written, **key})):
         assert (await block.config()).key() == SENTINEL
 
 
 async def test_a_deferred_job_does_not_send_the_workers_key_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that was handed in with a key of its starter's own is collected by workers with a key of theirs."""
+    """The worker that collects a job may have another key than the run that submitted it."""
     monkeypatch.setenv("OPENAI_API_KEY", SENTINEL)
     target = Target(provider="openai", model="m", base_url=ELSEWHERE)
     job = Job(
@@ -149,38 +148,38 @@ async def test_a_deferred_job_does_not_send_the_workers_key_elsewhere(monkeypatc
         await JobConfigs().load(job)
 
 
-def _restored(written: dict[str, str]) -> PolluxProvider:
-    """The provider of a run with these parameters."""
+def _restore_provider(written: dict[str, str]) -> PolluxProvider:
+    """Return the provider of a run with these parameters."""
 
     @flow
-    async def taking(provider: PolluxProvider) -> None: ...
+    async def take_provider(provider: PolluxProvider) -> None: ...
 
-    restored: PolluxProvider = taking.validate_parameters({"provider": written})["provider"]
+    restored: PolluxProvider = take_provider.validate_parameters({"provider": written})["provider"]
     return restored
 
 
-async def test_asterisks_of_a_block_that_was_never_saved_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is sent with asterisks for a key; the error says to save the block. The environment still helps."""
+async def test_asterisks_of_a_block_that_was_never_saved_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says to save the block. A key in the environment is used instead of the asterisks."""
 
     @flow
-    async def taking(provider: PolluxProvider) -> str | None:
+    async def take_provider(provider: PolluxProvider) -> str | None:
         return (await provider.config()).key()
 
     unsaved = PolluxProvider(provider="openai", model="m", api_key=SecretStr(SENTINEL))
-    restored = taking.validate_parameters(taking.serialize_parameters({"provider": unsaved}))["provider"]
+    restored = take_provider.validate_parameters(take_provider.serialize_parameters({"provider": unsaved}))["provider"]
     with pytest.raises(ConfigurationError, match=r"asterisks.*never saved.*save"):
         await restored.config()
     monkeypatch.setenv("OPENAI_API_KEY", "sk-from-the-environment")
     assert (await restored.config()).key() == "sk-from-the-environment"
 
 
-async def test_a_saved_key_goes_only_where_it_was_meant_to_go() -> None:
-    """Parameters can be written by anybody who may start a run: asterisks and another address get no key."""
+async def test_a_saved_key_is_not_sent_to_another_address() -> None:
+    """The parameters of a run may combine asterisks with another address."""
     saved = PolluxProvider(provider="openai", model="m", api_key=SecretStr(SENTINEL), base_url="https://api.example")
     await saved.asave("not-for-everybody", overwrite=True)
 
     @flow
-    async def taking(provider: PolluxProvider) -> None: ...
+    async def take_provider(provider: PolluxProvider) -> None: ...
 
     forged = {
         "provider": "openai",
@@ -189,14 +188,14 @@ async def test_a_saved_key_goes_only_where_it_was_meant_to_go() -> None:
         "base_url": "http://127.0.0.1:9/v1",
         "_block_document_name": "not-for-everybody",
     }
-    restored = taking.validate_parameters({"provider": forged})["provider"]
-    with pytest.raises(ConfigurationError, match="another address"):
+    restored = take_provider.validate_parameters({"provider": forged})["provider"]
+    with pytest.raises(ConfigurationError, match="another provider or address"):
         await restored.config()
 
 
-@pytest.mark.parametrize("given", [{"provider": "openai", "api_key": SENTINEL}, {"provider": SENTINEL, "model": "m"}])
-def test_a_wrong_block_is_refused_without_its_key(given: dict[str, str]) -> None:
-    """Pydantic would quote the input."""
+@pytest.mark.parametrize("fields", [{"provider": "openai", "api_key": SENTINEL}, {"provider": SENTINEL, "model": "m"}])
+def test_a_wrong_block_is_refused_without_its_key(fields: dict[str, str]) -> None:
+    """The message of Pydantic would quote the input."""
     with pytest.raises(ConfigurationError) as caught:
-        PolluxProvider(**given)
+        PolluxProvider(**fields)
     assert SENTINEL not in repr(caught.value) + str(caught.value.__context__)

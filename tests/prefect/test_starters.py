@@ -1,4 +1,4 @@
-"""Those who start a run of a deployment choose its parameters, and must not reach the machine with them."""
+"""Tests of deployed runs: the parameters that a starter chooses must not reach files or hosts of the worker."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from pollux_flows.blocks import PolluxProvider
 from pollux_flows.flows import acollect, aconverse, afan_out, arealtime, asubmit
 from pollux_flows.simulator import Simulator
 from tests.loopback import MODELS
-from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, jobs_home, no_jobs_are_left, saved
+from tests.prefect.jobs import ANSWERS, PROMPTS, SaveProvider, jobs_home, no_jobs_are_left, save_provider
 
-__all__ = ["jobs_home", "no_jobs_are_left", "saved"]
+__all__ = ["jobs_home", "no_jobs_are_left", "save_provider"]
 
 ENVIRON = {"source_type": "file", "uri": "/proc/self/environ"}
 SECRET = "hunter2 opens the vault"
@@ -47,10 +47,10 @@ class Start(Protocol):
     ) -> State[Any]: ...
 
 
-async def executed(flow: Flow[..., Any], run: FlowRun) -> State[Any]:
-    """The state that a run ends in, which is executed as a worker does it."""
+async def execute_run(flow: Flow[..., Any], run: FlowRun) -> State[Any]:
+    """Execute a run as a worker does, and return its final state."""
     engine: Any = run_flow_async(flow, flow_run=run, parameters=run.parameters, return_type="state")
-    # In a task, so that nothing it enters is left behind here.
+    # A task, so that the contexts of the run do not stay open here.
     state: State[Any] = await asyncio.create_task(engine)
     return state
 
@@ -65,7 +65,7 @@ def served_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def gemini(world: tuple[Simulator, str], simulator: Simulator) -> dict[str, Any]:
-    """A provider that takes files of any kind, as it is written into a run's parameters."""
+    """Return a provider that takes files of any kind, as the parameters of a run describe it."""
     address = simulator.base_url("gemini", origin=world[1])
     block = PolluxProvider(
         provider="gemini", model=MODELS["gemini"], api_key=SecretStr("sk-typed-in"), base_url=address
@@ -75,7 +75,7 @@ def gemini(world: tuple[Simulator, str], simulator: Simulator) -> dict[str, Any]
 
 @pytest.fixture
 def start(served_folder: Path) -> Start:  # noqa: ARG001 (where it is served from)
-    """Start a run of a deployment as a worker does, and bring the state that it ends in."""
+    """Return a function that executes a run of a deployment as a worker does, and returns its final state."""
 
     async def run(
         flow: Flow[..., Any],
@@ -95,12 +95,12 @@ def start(served_folder: Path) -> Start:  # noqa: ARG001 (where it is served fro
             made = await client.create_flow_run_from_deployment(
                 deployment, parameters=parameters, job_variables={"env": env} if env else None
             )
-        return await executed(flow, made)
+        return await execute_run(flow, made)
 
     return run
 
 
-def why(state: State[Any]) -> str:
+def read_failure(state: State[Any]) -> str:
     assert state.is_failed(), state
     return str(state.message)
 
@@ -120,13 +120,13 @@ WITH_SOURCES = sorted(
 async def test_a_starter_reads_no_environment_of_the_worker(
     name: str, start: Start, gemini: dict[str, Any], simulator: Simulator
 ) -> None:
-    """In no flow that takes sources."""
-    taken = inspect.signature(getattr(flows, name).fn).parameters
+    """This holds for every flow that takes sources."""
+    accepted = inspect.signature(getattr(flows, name).fn).parameters
     questions: dict[str, Any] = {"prompts": ["What is it?"], "prompt": "What is it?"}
-    asked = {field: questions[field] for field in [each for each in questions if each in taken][:1]}
-    state = await start(getattr(flows, name), {**asked, "provider": gemini, "sources": [ENVIRON]})
-    assert "'/proc/self/environ' may not be read by a run of this deployment" in why(state)
-    assert "POLLUX_ALLOW_PATHS=/proc" in why(state)
+    parameters = {field: questions[field] for field in [each for each in questions if each in accepted][:1]}
+    state = await start(getattr(flows, name), {**parameters, "provider": gemini, "sources": [ENVIRON]})
+    assert "'/proc/self/environ' may not be read by a run of this deployment" in read_failure(state)
+    assert "POLLUX_ALLOW_PATHS=/proc" in read_failure(state)
     assert simulator.requests == []
 
 
@@ -135,18 +135,18 @@ async def test_a_starter_reads_no_table_outside_the_folders(
     name: str, start: Start, gemini: dict[str, Any], simulator: Simulator, tmp_path: Path
 ) -> None:
     (tmp_path / "secret.csv").write_text(f"word\n{SECRET}\n")
-    asked = {"table": str(tmp_path / "secret.csv"), "prompt": "Repeat {word}", "provider": gemini}
-    state = await start(getattr(flows, name), asked | ({"prompts": []} if name == "aestimate" else {}))
-    assert "secret.csv' may not be read by a run of this deployment" in why(state)
+    parameters = {"table": str(tmp_path / "secret.csv"), "prompt": "Repeat {word}", "provider": gemini}
+    state = await start(getattr(flows, name), parameters | ({"prompts": []} if name == "aestimate" else {}))
+    assert "secret.csv' may not be read by a run of this deployment" in read_failure(state)
     assert simulator.requests == []
 
 
 async def test_a_starter_writes_no_table_outside_the_folders(
     start: Start, gemini: dict[str, Any], simulator: Simulator, tmp_path: Path
 ) -> None:
-    asked = {"table": "in.csv", "prompt": "{a}", "provider": gemini, "output": str(tmp_path / "out.csv")}
-    state = await start(flows.amap_rows, asked)
-    assert "may not be written" in why(state)
+    parameters = {"table": "in.csv", "prompt": "{a}", "provider": gemini, "output": str(tmp_path / "out.csv")}
+    state = await start(flows.amap_rows, parameters)
+    assert "may not be written" in read_failure(state)
     assert simulator.requests == []
     assert not [name for name in os.listdir(tmp_path) if name.startswith("out.csv")]  # noqa: PTH208 (it is awaited)
 
@@ -154,54 +154,54 @@ async def test_a_starter_writes_no_table_outside_the_folders(
 Plant = Callable[[Path], str]
 
 
-def outside(folder: Path) -> str:
+def plant_outside(folder: Path) -> str:
     (folder.parent / "secret.txt").write_text(SECRET)
     return str(folder.parent / "secret.txt")
 
 
-def link(folder: Path) -> str:
-    (folder / "innocent.txt").symlink_to(outside(folder))
+def plant_link(folder: Path) -> str:
+    (folder / "innocent.txt").symlink_to(plant_outside(folder))
     return "innocent.txt"
 
 
-def link_to_a_folder(folder: Path) -> str:
-    outside(folder)
+def plant_folder_link(folder: Path) -> str:
+    plant_outside(folder)
     (folder / "innocent").symlink_to(folder.parent)
     return "innocent/secret.txt"
 
 
-def climbing(folder: Path) -> str:
-    outside(folder)
+def plant_parent_path(folder: Path) -> str:
+    plant_outside(folder)
     return "../secret.txt"
 
 
-def file_address(folder: Path) -> str:
-    return f"file://{outside(folder)}"
+def plant_file_address(folder: Path) -> str:
+    return f"file://{plant_outside(folder)}"
 
 
-def escaped_address(folder: Path) -> str:
-    return f"file://{outside(folder).replace('/s', '/%73')}"
+def plant_escaped_address(folder: Path) -> str:
+    return f"file://{plant_outside(folder).replace('/s', '/%73')}"
 
 
-def dot_file(folder: Path) -> str:
+def plant_dot_file(folder: Path) -> str:
     (folder / ".env").write_text(SECRET)
     return ".env"
 
 
-def dot_folder(folder: Path) -> str:
+def plant_dot_folder(folder: Path) -> str:
     (folder / ".git").mkdir()
     (folder / ".git" / "config").write_text(SECRET)
     return ".git/config"
 
 
-def our_home(folder: Path) -> str:  # noqa: ARG001
+def plant_in_pollux_home(folder: Path) -> str:  # noqa: ARG001
     home = Path(os.environ["POLLUX_HOME"])
     home.mkdir(parents=True, exist_ok=True)
     (home / "notes.txt").write_text(SECRET)
     return str(home / "notes.txt")
 
 
-def prefects_home(folder: Path) -> str:  # noqa: ARG001
+def plant_in_prefect_home(folder: Path) -> str:  # noqa: ARG001
     from prefect.settings import PREFECT_HOME
 
     path = Path(PREFECT_HOME.value()) / "notes.txt"
@@ -212,18 +212,28 @@ def prefects_home(folder: Path) -> str:  # noqa: ARG001
 
 @pytest.mark.parametrize(
     "plant",
-    [outside, link, link_to_a_folder, climbing, file_address, escaped_address, dot_file, dot_folder, our_home,
-     prefects_home],
-)  # fmt: skip
+    [
+        plant_outside,
+        plant_link,
+        plant_folder_link,
+        plant_parent_path,
+        plant_file_address,
+        plant_escaped_address,
+        plant_dot_file,
+        plant_dot_folder,
+        plant_in_pollux_home,
+        plant_in_prefect_home,
+    ],
+)
 async def test_a_starter_reads_nothing_outside_the_served_folder(
     plant: Plant, start: Start, served_folder: Path, gemini: dict[str, Any], simulator: Simulator
 ) -> None:
-    """By whatever name; and the refusal says what would allow it."""
+    """The refusal names the setting that would allow the file."""
     source = {"source_type": "file", "uri": plant(served_folder)}
     state = await start(arealtime, {"prompt": "What is it?", "provider": gemini, "sources": [source]})
     assert simulator.requests == []
-    assert "may not be read" in why(state)
-    line = why(state).rpartition("set this where the flow runs: ")[2]
+    assert "may not be read" in read_failure(state)
+    line = read_failure(state).rpartition("set this where the flow runs: ")[2]
     variable, _, path = line.partition("=")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(variable, path)
@@ -231,7 +241,7 @@ async def test_a_starter_reads_nothing_outside_the_served_folder(
     assert state.is_completed(), state
 
 
-async def test_a_starter_reads_what_lies_in_the_served_folder(
+async def test_a_starter_reads_files_in_the_served_folder(
     start: Start, served_folder: Path, gemini: dict[str, Any]
 ) -> None:
     (served_folder / "report.txt").write_text("All is well.")
@@ -239,89 +249,91 @@ async def test_a_starter_reads_what_lies_in_the_served_folder(
     assert (await start(arealtime, {"prompt": "Well?", "provider": gemini, "sources": [source]})).is_completed()
 
 
-async def test_a_starter_does_not_allow_itself_anything(start: Start, gemini: dict[str, Any]) -> None:
-    """The environment may come with a run; what allows things must not."""
+async def test_a_starter_cannot_widen_its_restrictions(start: Start, gemini: dict[str, Any]) -> None:
+    """Environment variables that come with a run allow no paths."""
     parameters = {"prompt": "What is it?", "provider": gemini, "sources": [ENVIRON]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POLLUX_ALLOW_PATHS", "/proc")
         state = await start(arealtime, parameters, env={"POLLUX_ALLOW_PATHS": "/proc"})
-    assert "may not be read" in why(state)
+    assert "may not be read" in read_failure(state)
 
 
-async def test_earlier_turns_attach_no_file_either(start: Start, served_folder: Path, gemini: dict[str, Any]) -> None:
-    """A conversation brings the files that it was about."""
-    name = outside(served_folder)
+async def test_a_starter_attaches_no_file_by_earlier_turns(
+    start: Start, served_folder: Path, gemini: dict[str, Any]
+) -> None:
+    """The turns of a conversation name the files that they were about."""
+    name = plant_outside(served_folder)
     source = Source.from_file(name)
     first = await arealtime("What is it?", PolluxProvider(**gemini), sources=[source], options=Options(history=[]))
-    told = first.model_dump(mode="json", by_alias=True)
+    stored = first.model_dump(mode="json", by_alias=True)
     state = await start(
-        arealtime, {"prompt": "And?", "provider": gemini, "options": {"continue_from": json.loads(json.dumps(told))}}
+        arealtime, {"prompt": "And?", "provider": gemini, "options": {"continue_from": json.loads(json.dumps(stored))}}
     )
-    assert "may not be read" in why(state)
+    assert "may not be read" in read_failure(state)
 
 
-# --- Who stays free -----------------------------------------------------------------------------------------
+# --- Trusted parameters -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", ["own", "scheduled"])
 async def test_the_deployments_own_parameters_are_trusted(
     where: str, start: Start, served_folder: Path, gemini: dict[str, Any]
 ) -> None:
-    """Its schedules' too; the starter may ask something else of the same file."""
-    source = {"source_type": "file", "uri": outside(served_folder)}
-    mine: dict[str, Any] = {"sources": [source]}
+    """The parameters of its schedules are trusted, too. A starter may ask another question about their file."""
+    source = {"source_type": "file", "uri": plant_outside(served_folder)}
+    trusted: dict[str, Any] = {"sources": [source]}
     parameters = {"prompt": "Another question?", "provider": gemini, "sources": [source]}
-    state = await start(arealtime, parameters, **{where: mine})
+    state = await start(arealtime, parameters, **{where: trusted})
     assert state.is_completed(), state
     other = {**parameters, "sources": [source, ENVIRON]}
-    assert "'/proc/self/environ' may not be read" in why(await start(arealtime, other, **{where: mine}))
+    assert "'/proc/self/environ' may not be read" in read_failure(await start(arealtime, other, **{where: trusted}))
 
 
-async def test_a_script_and_a_flow_of_theirs_are_free(
+async def test_scripts_and_custom_flows_have_no_restrictions(
     start: Start, served_folder: Path, gemini: dict[str, Any], simulator: Simulator
 ) -> None:
-    """They run with what their author wrote. A deployed flow of theirs is theirs as well."""
-    name, block = outside(served_folder), PolluxProvider(**gemini)
+    """The parameters are those of their author. This holds for a custom flow that is deployed, too."""
+    name, block = plant_outside(served_folder), PolluxProvider(**gemini)
 
     @flow
-    async def theirs(name: str) -> str:
+    async def custom_flow(name: str) -> str:
         by_sub_flow = await arealtime("What is it?", block, sources=[Source.from_file(name)])
         by_function = await arealtime.fn("What is it?", block, sources=[Source.from_file(name)])
         return by_sub_flow.text + by_function.text
 
     assert (await arealtime("What is it?", block, sources=[Source.from_file(name)])).text
-    assert await theirs(name)
-    state = await start(theirs, {"name": name})
+    assert await custom_flow(name)
+    state = await start(custom_flow, {"name": name})
     assert state.is_completed(), state
     assert simulator.files
 
 
-async def test_a_run_that_names_a_parent_is_held_to_its_limits(
+async def test_a_run_that_names_a_parent_run_is_restricted(
     start: Start,  # noqa: ARG001 (where it is served from)
     gemini: dict[str, Any],
 ) -> None:
-    """Any starter may name one: `run_deployment` in a flow of theirs does no more than that."""
+    """Any starter can name a parent, as `run_deployment` in a flow does."""
     parameters = {"prompt": "What is it?", "provider": gemini, "sources": [ENVIRON]}
     name = f"starters-{uuid4().hex}"
     async with get_client() as client:
         await client.create_deployment(await client.create_flow(arealtime), name)
 
     @flow
-    async def theirs() -> FlowRun:
+    async def custom_flow() -> FlowRun:
         return cast(FlowRun, await cast(Any, run_deployment)(f"realtime/{name}", parameters=parameters, timeout=0))
 
-    made = await theirs()
+    made = await custom_flow()
     assert made.parent_task_run_id is not None
-    state = await executed(arealtime, made)
-    assert "'/proc/self/environ' may not be read" in why(state)
+    state = await execute_run(arealtime, made)
+    assert "'/proc/self/environ' may not be read" in read_failure(state)
 
 
 # --- Outputs ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-async def openai(saved: Saved) -> dict[str, Any]:
-    return (await saved("openai")).reference
+async def openai(save_provider: SaveProvider) -> dict[str, Any]:
+    return (await save_provider("openai")).reference
 
 
 @pytest.mark.parametrize("each", [asubmit, afan_out], ids=lambda flow: flow.name)
@@ -334,10 +346,10 @@ async def openai(saved: Saved) -> dict[str, Any]:
         ("memory://bucket/answers.jsonl", "POLLUX_ALLOW_PATHS=memory://bucket"),
         ("json.py", "ends with none of"),
         ("theirs.jsonl", "exists already, and no run of this package wrote it"),
-        ("other.jsonl", "exists already, and no run of this package wrote it"),  # whose manifest is theirs
+        ("other.jsonl", "exists already, and no run of this package wrote it"),  # the name of its manifest is taken
     ],
 )
-async def test_a_starter_writes_over_nothing(  # noqa: PLR0917 (fixtures)
+async def test_a_starter_overwrites_no_file(  # noqa: PLR0917 (fixtures)
     each: Flow[..., Any],
     output: str,
     refusal: str,
@@ -346,19 +358,21 @@ async def test_a_starter_writes_over_nothing(  # noqa: PLR0917 (fixtures)
     openai: dict[str, Any],
     simulator: Simulator,
 ) -> None:
-    """Nor outside the served folder, nor a file that a program could run."""
+    """Outputs outside the served folder, and of other file types, are refused as well."""
     (served_folder / "link").symlink_to(served_folder.parent)
-    theirs = [served_folder / "theirs.jsonl", served_folder / "other.manifest.json"]
-    for file in theirs:
+    existing = [served_folder / "theirs.jsonl", served_folder / "other.manifest.json"]
+    for file in existing:
         file.write_text("mine")
     state = await start(each, {"prompts": PROMPTS, "provider": openai, "output": output})
-    assert refusal in why(state)
+    assert refusal in read_failure(state)
     assert simulator.requests == []
-    assert [file.read_text() for file in theirs] == ["mine", "mine"]
+    assert [file.read_text() for file in existing] == ["mine", "mine"]
 
 
-async def test_a_starter_writes_what_is_new_or_ours(start: Start, served_folder: Path, openai: dict[str, Any]) -> None:
-    """A second run may replace what a first one wrote."""
+async def test_a_starter_writes_new_files_and_replaces_outputs_of_runs(
+    start: Start, served_folder: Path, openai: dict[str, Any]
+) -> None:
+    """A later run may replace the output of an earlier one."""
     for each in (asubmit, afan_out, asubmit):
         state = await start(each, {"prompts": PROMPTS, "provider": openai, "output": "answers.jsonl"})
         if each is asubmit:
@@ -368,30 +382,30 @@ async def test_a_starter_writes_what_is_new_or_ours(start: Start, served_folder:
 
 
 @pytest.mark.parametrize("swap", ["link", "file"])
-async def test_what_changes_before_the_answers_come_is_no_way_out(
+async def test_an_output_is_checked_again_when_it_is_written(
     swap: str, start: Start, served_folder: Path, openai: dict[str, Any]
 ) -> None:
-    """It is looked at again when it is written."""
+    """A link or a file may have been put in its place since the submission."""
     (served_folder / "answers").mkdir()
-    theirs = served_folder.parent / "theirs"
-    theirs.mkdir()
+    outside = served_folder.parent / "theirs"
+    outside.mkdir()
     state = await start(asubmit, {"prompts": PROMPTS, "provider": openai, "output": "answers/new.jsonl"})
     job = await state.aresult()
     if swap == "link":
         (served_folder / "answers").rmdir()
-        (served_folder / "answers").symlink_to(theirs)
+        (served_folder / "answers").symlink_to(outside)
     else:
         (served_folder / "answers" / "new.jsonl").write_text("mine")
     (row,) = (await acollect([job])).rows
     assert row.problem is not None
     assert ("is a link" if swap == "link" else "no run of this package wrote it") in row.problem
-    assert list(theirs.iterdir()) == []
+    assert list(outside.iterdir()) == []
 
 
-async def test_the_deployments_own_output_replaces_what_is_there(
+async def test_the_deployments_own_output_replaces_an_existing_file(
     start: Start, served_folder: Path, openai: dict[str, Any]
 ) -> None:
-    """Its operator says so."""
+    """The operator of the deployment has chosen the file."""
     output = served_folder.parent / "theirs.csv"
     output.write_text("mine")
     own = {"output": str(output)}
@@ -405,7 +419,7 @@ async def test_the_deployments_own_output_replaces_what_is_there(
 
 @pytest.fixture
 def local_module(served_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A module in the served folder, which says when it is imported."""
+    """Return the name of a module in the served folder, which sets IMPORTED when it is imported."""
     name = f"local_{uuid4().hex[:8]}"
     code = (
         "import os\nfrom pydantic import BaseModel\nos.environ['IMPORTED'] = '1'\nclass Shape(BaseModel):\n    a: int"
@@ -422,13 +436,13 @@ def local_module(served_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 async def test_a_starter_imports_no_module_of_its_choice(
     module: str, start: Start, gemini: dict[str, Any], local_module: str, simulator: Simulator
 ) -> None:
-    """Neither Python's own nor one that merely lies there: it is refused before it is imported."""
+    """A module of Python or of the served folder is refused before it is imported."""
     name = local_module if module == "local" else module
     if module in {"antigravity", "this"}:
         sys.modules.pop(module, None)
     state = await start(arealtime, {"prompt": "?", "provider": gemini, "options": {"response_schema": f"{name}:path"}})
-    assert f"response_schema '{name}:path' may not be imported" in why(state)
-    assert why(state).endswith(f"POLLUX_ALLOW_SCHEMAS={name}")
+    assert f"response_schema '{name}:path' may not be imported" in read_failure(state)
+    assert read_failure(state).endswith(f"POLLUX_ALLOW_SCHEMAS={name}")
     assert module == "os" or name not in sys.modules
     assert "IMPORTED" not in os.environ
     assert simulator.requests == []
@@ -437,15 +451,15 @@ async def test_a_starter_imports_no_module_of_its_choice(
 async def test_installed_schemas_may_be_used_unless_a_setting_names_others(
     start: Start, gemini: dict[str, Any], local_module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def parameters(name: str) -> dict[str, Any]:
+    def make_parameters(name: str) -> dict[str, Any]:
         return {"prompt": "?", "provider": gemini, "options": {"response_schema": name}}
 
     installed, local = "prefect.client.schemas.schedules:CronSchedule", f"{local_module}:Shape"
-    assert "may not be imported" not in str((await start(arealtime, parameters(installed))).message)
+    assert "may not be imported" not in str((await start(arealtime, make_parameters(installed))).message)
     monkeypatch.setenv("POLLUX_ALLOW_SCHEMAS", local_module)
-    state = await start(arealtime, parameters(local))
+    state = await start(arealtime, make_parameters(local))
     assert state.is_completed(), state
-    assert "may not be imported" in why(await start(arealtime, parameters(installed)))
+    assert "may not be imported" in read_failure(await start(arealtime, make_parameters(installed)))
 
 
 async def test_the_deployments_own_schema_is_trusted(start: Start, gemini: dict[str, Any], local_module: str) -> None:
@@ -460,12 +474,12 @@ async def test_the_deployments_own_schema_is_trusted(start: Start, gemini: dict[
 async def test_a_starter_chooses_no_function_that_the_model_calls(
     start: Start, gemini: dict[str, Any], simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even of an installed package, unless the deployment or a setting names it."""
+    """A function of an installed package is refused, too, unless the deployment or a setting names it."""
     tool = "tests.prefect.weather:get_weather"
     parameters = {"prompt": "Rain?", "provider": gemini, "conversation": "starters", "tools": [tool]}
     for chosen in ("shutil:rmtree", "prefect.utilities.processutils:run_process", tool):
-        refused = why(await start(aconverse, {**parameters, "tools": [chosen]}))
-        assert refused.endswith(f"POLLUX_ALLOW_TOOLS={chosen}")
+        failure = read_failure(await start(aconverse, {**parameters, "tools": [chosen]}))
+        assert failure.endswith(f"POLLUX_ALLOW_TOOLS={chosen}")
     assert simulator.requests == []
     assert (await start(aconverse, parameters, own={"tools": [tool]})).is_completed()
     for allowed in (tool, "tests.prefect.weather", "tests"):
@@ -479,9 +493,9 @@ async def test_a_starter_chooses_no_function_that_the_model_calls(
 async def test_a_starter_reads_nothing_from_the_workers_network(
     start: Start, gemini: dict[str, Any], world: tuple[Simulator, str], simulator: Simulator
 ) -> None:
-    """Here the simulator itself, on loopback, which sees no request of it."""
+    """The address is that of the simulator on loopback, which gets no request."""
     source = {"source_type": "file", "uri": f"{world[1]}/report.pdf"}
     state = await start(arealtime, {"prompt": "What is it?", "provider": gemini, "sources": [source]})
-    assert "is on a private network, or on this machine" in why(state)
-    assert "POLLUX_ALLOW_HOSTS=127.0.0.1" in why(state)
+    assert "is on a private network or on this machine" in read_failure(state)
+    assert "POLLUX_ALLOW_HOSTS=127.0.0.1" in read_failure(state)
     assert simulator.requests == []

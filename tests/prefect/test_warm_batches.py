@@ -7,18 +7,28 @@ import time
 from pollux_flows import Options, Source
 from pollux_flows.flows import acollect, asubmit, await_for
 from pollux_flows.simulator import Simulator
-from tests.prefect.jobs import ANSWERS, PROMPTS, Saved, events_of, jobs_home, no_jobs_are_left, saved
+from tests.prefect.jobs import (
+    ANSWERS,
+    PROMPTS,
+    SaveProvider,
+    jobs_home,
+    no_jobs_are_left,
+    read_job_events,
+    save_provider,
+)
 
-__all__ = ["jobs_home", "no_jobs_are_left", "saved"]
+__all__ = ["jobs_home", "no_jobs_are_left", "save_provider"]
 
 DOCUMENT_TOKENS = 10_000
 
 
-async def test_the_collector_submits_the_prompts_that_follow(saved: Saved, simulator: Simulator) -> None:
-    """In three passes: the first prompt is pending, then it is answered and the others are submitted, then all end."""
+async def test_the_collector_submits_the_other_prompts_once_the_first_is_answered(
+    save_provider: SaveProvider, simulator: Simulator
+) -> None:
+    """The first prompt is pending in pass one. Pass two submits the others, and pass three collects all."""
     simulator.batch_s = 3600
     document = Source.from_text("x" * 4 * DOCUMENT_TOKENS)
-    name = await asubmit(PROMPTS, await saved("anthropic"), [document], Options(implicit_caching="warm"))
+    name = await asubmit(PROMPTS, await save_provider("anthropic"), [document], Options(implicit_caching="warm"))
     seen = []
     try:
         for passed in (0, 3601, 7202, 7202):
@@ -37,4 +47,4 @@ async def test_the_collector_submits_the_prompts_that_follow(saved: Saved, simul
     metrics = envelope.metrics
     written_and_read = (metrics["cache_write_tokens"], metrics["cached_tokens"])
     assert written_and_read == (DOCUMENT_TOKENS, 3 * DOCUMENT_TOKENS)
-    assert await events_of(name) == ["submitted", "collected"]
+    assert await read_job_events(name) == ["submitted", "collected"]

@@ -1,4 +1,4 @@
-"""warm_cache: one cache for all who ask for it, as a block, an event and a page."""
+"""Tests of warm_cache: one cache for all runs, as a block, an event and a page."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def gemini(world: tuple[Simulator, str], simulator: Simulator) -> PolluxProvider
     return PolluxProvider(provider="gemini", model="gemini-2.5-flash", api_key="gm-never-saved", base_url=address)
 
 
-def created(simulator: Simulator) -> int:
-    """How many caches the provider was asked for."""
+def count_creations(simulator: Simulator) -> int:
+    """Return how many caches the provider was asked to create."""
     return sum(call.method == "POST" and call.path.endswith("cachedContents") for call in simulator.requests)
 
 
 def test_a_cache_is_created_once_and_used(gemini: PolluxProvider, simulator: Simulator, tmp_path: Path) -> None:
-    """The second call finds it, whatever the file is called by then; its handle answers prompts."""
+    """The second call finds the cache although the file was renamed, and a run uses its handle."""
     file = tmp_path / "report.txt"
     file.write_text("All about bees. " * 400)
     name = warm_cache([Source.from_file(file)], gemini)
     moved = file.rename(tmp_path / "moved.txt")
     assert warm_cache([Source.from_file(moved)], gemini) == name
-    assert created(simulator) == 1
+    assert count_creations(simulator) == 1
     block = PolluxCache.load(name)
     assert isinstance(block, PolluxCache)
     assert (block.state, block.provider, block.model) == ("living", "gemini", "gemini-2.5-flash")
@@ -46,16 +46,16 @@ def test_a_cache_is_created_once_and_used(gemini: PolluxProvider, simulator: Sim
     assert envelope.usage["cached_tokens"] == 2 * (block.tokens or 0)
 
 
-async def test_many_runs_at_once_create_one_cache(gemini: PolluxProvider, simulator: Simulator) -> None:
-    """And each gets its name."""
+async def test_concurrent_runs_create_one_cache(gemini: PolluxProvider, simulator: Simulator) -> None:
+    """Each run gets the name of the cache."""
     source = Source.from_text("Side by side. " * 400)
     names = await asyncio.gather(*(awarm_cache([source], gemini) for _ in range(4)))
     assert len(set(names)) == 1
-    assert created(simulator) == 1
+    assert count_creations(simulator) == 1
 
 
-async def test_its_page_says_what_is_in_it(gemini: PolluxProvider) -> None:
-    """With tokens, expiry, the price of an hour, and from how many prompts it pays."""
+async def test_the_page_of_a_cache_shows_tokens_expiry_and_price(gemini: PolluxProvider) -> None:
+    """The page also shows from how many prompts on the cache pays."""
     name = await awarm_cache([Source.from_text("On a page. " * 400)], gemini, ttl_seconds=7200)
     async with get_client() as client:
         (page,) = await client.read_artifacts(
@@ -65,21 +65,24 @@ async def test_its_page_says_what_is_in_it(gemini: PolluxProvider) -> None:
         assert words in str(page.data)
 
 
-async def test_a_provider_without_caches_is_refused(provider: PolluxProvider, simulator: Simulator) -> None:
-    """Before anything is sent."""
+async def test_a_provider_without_caches_is_refused_before_anything_is_sent(
+    provider: PolluxProvider, simulator: Simulator
+) -> None:
     with pytest.raises(ConfigurationError, match="persistent_cache"):
         await awarm_cache([Source.from_text("no")], provider)
     assert simulator.requests == []
 
 
-async def test_nothing_to_cache_is_refused(gemini: PolluxProvider) -> None:
-    """An empty cache would be billed, too."""
+async def test_a_cache_without_content_is_refused(gemini: PolluxProvider) -> None:
+    """A provider would bill an empty cache, too."""
     with pytest.raises(ConfigurationError):
         await awarm_cache([], gemini)
 
 
-async def test_sweep_deletes_a_cache_that_expired(gemini: PolluxProvider, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a week: until then, it can be made again by its name."""
+async def test_sweep_deletes_an_expired_cache_after_a_week(
+    gemini: PolluxProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then, the cache can be created again by its name."""
     saved = gemini.model_copy(update={})
     await saved.save("gemini-for-sweep", overwrite=True)
     expires = await awarm_cache([Source.from_text("It expires. " * 400)], gemini, ttl_seconds=60)

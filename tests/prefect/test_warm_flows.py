@@ -1,4 +1,4 @@
-"""A warm fan-out and a warm broadcast as flows: the task runs of a run share one first call a source."""
+"""Tests of warm fan-outs and broadcasts: the task runs of a run share one first call per source."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ def claude(world: tuple[Simulator, str], simulator: Simulator) -> Iterator[Pollu
     simulator.latency_s = 0.0
 
 
-def document(letter: str = "x", count: int = DOCUMENT_TOKENS) -> Source:
+def make_document(letter: str = "x", count: int = DOCUMENT_TOKENS) -> Source:
     return Source.from_text(letter * 4 * count, identifier=letter)
 
 
-def counted(envelope: ResultEnvelope) -> tuple[int, int, int]:
+def caching_metrics(envelope: ResultEnvelope) -> tuple[int, int, int]:
     metrics = envelope.metrics
     return metrics["n_cache_hits"], metrics["cache_write_tokens"], metrics["cached_tokens"]
 
 
 @pytest.mark.parametrize("calls_per_task", [None, 3])
-def test_a_fan_out_writes_once(claude: PolluxProvider, calls_per_task: int | None) -> None:
-    """As one task run a call, and in chunks: 1.25 + 0.9 documents."""
-    envelope = fan_out(PROMPTS, claude, [document()], WARM, calls_per_task=calls_per_task)
-    assert counted(envelope) == (9, DOCUMENT_TOKENS, 9 * DOCUMENT_TOKENS)
+def test_a_warm_fan_out_writes_its_cache_once(claude: PolluxProvider, calls_per_task: int | None) -> None:
+    """The task runs have one call each, or a chunk of calls."""
+    envelope = fan_out(PROMPTS, claude, [make_document()], WARM, calls_per_task=calls_per_task)
+    assert caching_metrics(envelope) == (9, DOCUMENT_TOKENS, 9 * DOCUMENT_TOKENS)
 
 
-async def test_the_page_says_what_caching_saved(claude: PolluxProvider) -> None:
-    """Tokens beside the naive way, and money, in which the write costs a quarter more."""
-    envelope = await afan_out(PROMPTS, claude, [document("p")], WARM)
+async def test_the_page_shows_what_caching_saved(claude: PolluxProvider) -> None:
+    """The page compares tokens with a run without caching, and counts the surcharge of a write."""
+    envelope = await afan_out(PROMPTS, claude, [make_document("p")], WARM)
     caching = envelope.metrics["caching"]
     assert caching["saved_tokens"] == 9 * DOCUMENT_TOKENS
     async with get_client() as client:
@@ -60,23 +60,23 @@ async def test_the_page_says_what_caching_saved(claude: PolluxProvider) -> None:
     assert "in money: $2." in str(page.data)
 
 
-def test_a_broadcast_writes_once_a_source(claude: PolluxProvider) -> None:
-    """Each source has a first call of its own."""
-    sources = [document(letter, 2_000) for letter in "abc"]
+def test_a_warm_broadcast_writes_one_cache_per_source(claude: PolluxProvider) -> None:
+    """Each source has its own first call."""
+    sources = [make_document(letter, 2_000) for letter in "abc"]
     envelopes = broadcast(PROMPTS[:3], sources, claude, WARM)
-    assert [counted(envelope) for envelope in envelopes] == [(2, 2_000, 4_000)] * 3
+    assert [caching_metrics(envelope) for envelope in envelopes] == [(2, 2_000, 4_000)] * 3
 
 
-def test_when_the_first_task_run_fails_the_next_writes(claude: PolluxProvider, simulator: Simulator) -> None:
-    """The one that failed is reported, the others have cost what they should."""
+def test_the_next_task_run_writes_the_cache_if_the_first_fails(claude: PolluxProvider, simulator: Simulator) -> None:
+    """The failed call is reported, and the others read the cache."""
     simulator.fail(Fault(kind="status", status=400), contains=PROMPTS[0])
-    envelope = fan_out(PROMPTS, claude, [document()], WARM, on_partial="complete")
+    envelope = fan_out(PROMPTS, claude, [make_document()], WARM, on_partial="complete")
     assert envelope.status == "partial"
-    assert counted(envelope) == (8, DOCUMENT_TOKENS, 8 * DOCUMENT_TOKENS)
+    assert caching_metrics(envelope) == (8, DOCUMENT_TOKENS, 8 * DOCUMENT_TOKENS)
 
 
-def test_without_it_a_fan_out_writes_nothing(claude: PolluxProvider) -> None:
-    """The default stands: ten documents, at the plain price."""
-    envelope = fan_out(PROMPTS, claude, [document()])
-    assert counted(envelope) == (0, 0, 0)
+def test_a_fan_out_without_warming_writes_no_cache(claude: PolluxProvider) -> None:
+    """By default, each call sends the document at the plain price."""
+    envelope = fan_out(PROMPTS, claude, [make_document()])
+    assert caching_metrics(envelope) == (0, 0, 0)
     assert envelope.usage["input_tokens"] >= 10 * DOCUMENT_TOKENS

@@ -1,4 +1,4 @@
-"""Tools for a model, and a count of how often each was called."""
+"""Tools that a model calls in tests, and a record of their calls."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def get_date(day: date) -> str:
 
 
 def get_news(topic: str) -> str:
-    """Return the news; fail as often as `failing` says."""
+    """Return the news, or raise an error while `failing` is above 0."""
     global failing  # noqa: PLW0603 (a test sets it)
     calls.append(("news", topic))
     if failing:
@@ -40,12 +40,12 @@ def get_news(topic: str) -> str:
 
 
 def sleep(seconds: int) -> str:  # noqa: ARG001 (the model chooses it)
-    """Take longer than a run waits."""
+    """Sleep for longer than a run waits for a tool."""
     time.sleep(30)
     return "awake"
 
 
-def untyped(city) -> str:  # type: ignore[no-untyped-def]  # noqa: ANN001 (that is what is wrong with it)
+def untyped(city) -> str:  # type: ignore[no-untyped-def]  # noqa: ANN001 (a tool without types is refused)
     return str(city)
 
 

@@ -123,7 +123,7 @@ class Lane:
         return block
 
     async def run(self, trial: Trial) -> bool:
-        """Run and check a trial. Return True if a process was killed as planned."""
+        """Run and check a trial. Return whether a process was killed."""
         self.simulator.reset()
         life = await Life.create(self, trial, self.folder / str(trial.seed))
         try:
@@ -146,7 +146,7 @@ class Life:
         self._chance = random.Random(trial.seed)  # noqa: S311 (no secret)
         self._name = f"deferred-{digest('deferred', str(run_id))[:12]}"
         self.died = self.swept = False
-        self._what = ""
+        self._history = ""
         self._processes = 0
         step = trial.death.function
         chance = self._chance
@@ -185,19 +185,19 @@ class Life:
         dies = trial.death if trial.phase == "submit" else None
         await self._all(self._submit(dies))
         if dies is not None and chance.random() < 0.7:
-            again = [await self._again(self._any_death("submit") if chance.random() < 0.3 else None)]
+            processes = [await self._restart(self._choose_death("submit") if chance.random() < 0.3 else None)]
             if chance.random() < 0.3 and await self._store.find(self._name):
-                again.append(self._collect(None))
-            await self._all(*again)
+                processes.append(self._collect(None))
+            await self._all(*processes)
         death = trial.death if trial.phase == "collect" else None
         deadline = time.monotonic() + _DONE_S
-        while (left := await self._unfinished()) is not None:
+        while (left := await self._find_unfinished()) is not None:
             assert time.monotonic() < deadline, f"not done: {left!r}"
             await asyncio.sleep(BATCH_S)
-            passing = [self._collect(death or (self._any_death("collect") if chance.random() < 0.1 else None))]
+            collectors = [self._collect(death or (self._choose_death("collect") if chance.random() < 0.1 else None))]
             if chance.random() < 0.3:
-                passing.append(self._collect(None))
-            await self._all(*passing)
+                collectors.append(self._collect(None))
+            await self._all(*collectors)
             if self.died and chance.random() < 0.8:
                 death = None
 
@@ -206,39 +206,39 @@ class Life:
         self._store = await BlockJobStore.open()
         await self._all(self._submit(None))
         deadline = time.monotonic() + _DONE_S
-        while (left := await self._unfinished()) is not None:
+        while (left := await self._find_unfinished()) is not None:
             assert time.monotonic() < deadline, f"not done: {left!r}"
             await asyncio.sleep(BATCH_S)
-            await self._all(self._collect(None), await self._again(None), self._collect(None))
+            await self._all(self._collect(None), await self._restart(None), self._collect(None))
 
-    async def _jobs(self) -> list[Job]:
+    async def _load_jobs(self) -> list[Job]:
         """Return the job and its child, if it has one."""
         found = [await self._store.find(name) for name in (self._name, f"{self._name}-r1")]
         return [job for job in found if job is not None]
 
-    async def _unfinished(self) -> Job | None:
-        return next((job for job in await self._jobs() if job.retired_at is None), None)
+    async def _find_unfinished(self) -> Job | None:
+        return next((job for job in await self._load_jobs() if job.retired_at is None), None)
 
-    def _any_death(self, phase: Phase) -> Death:
+    def _choose_death(self, phase: Phase) -> Death:
         chance = self._chance
         return Death(chance.choice(STEPS[phase]), chance.choice(("before", "after")), chance.choice((1, 1, 2)))
 
     def _submit(self, death: Death | None) -> Mortal:
-        return self._started(
+        return self._start(
             "submit", death, run_submit, self._run_id, self._provider._block_document_name, self._parameters
         )
 
-    async def _again(self, death: Death | None) -> Mortal:
-        """Start the flow run once more, as a worker does."""
+    async def _restart(self, death: Death | None) -> Mortal:
+        """Start the flow run again, as a worker does."""
         async with get_client() as client:
             await client.set_flow_run_state(self._run_id, Pending(), force=True)
         return self._submit(death)
 
     def _collect(self, death: Death | None) -> Mortal:
-        return self._started("collect", death, run_collect, self._name)
+        return self._start("collect", death, run_collect, self._name)
 
-    def _started(self, what: str, death: Death | None, *work: Any) -> Mortal:
-        self._what += f"{what} {'lives' if death is None else f'dies {death}'}; "
+    def _start(self, what: str, death: Death | None, *work: Any) -> Mortal:
+        self._history += f"{what} {'lives' if death is None else f'dies {death}'}; "
         self._processes += 1
         said = self._said / f"{self._processes}-{what}"
         return start_process(*work, death=death, home=self._home, log=said, split=self._split)
@@ -250,7 +250,7 @@ class Life:
     # --- Checks -------------------------------------------------------------------------------------------------
 
     async def check(self) -> None:
-        family = await self._jobs()
+        family = await self._load_jobs()
         if not family:
             assert self._trial.phase == "submit"
             assert self._simulator.batches == [], "no job has them"
@@ -285,8 +285,8 @@ class Life:
         assert len(family) == 1 + self._resubmit
 
     async def _check_files(self) -> None:
-        """By now, or by a later `sweep`: for a while, a deletion is left to the process that began it."""
-        if self.died and self._left():
+        """Check that all files are deleted, if need be after a sweep: a killed process may have begun a deletion."""
+        if self.died and self._find_files_left():
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("POLLUX_HOME", str(self._home))
                 config = await self._provider.config()
@@ -294,9 +294,9 @@ class Life:
                 async with open_session(config) as session:
                     await delete(session, ledger, await ledger.list_due())
             self.swept = True
-        assert self._left() == []
+        assert self._find_files_left() == []
 
-    def _left(self) -> list[str]:
+    def _find_files_left(self) -> list[str]:
         return [file.filename for file in self._simulator.files if file.is_there and "pollux-" in file.filename]
 
     async def _check_events(self, job: Job) -> None:
@@ -322,7 +322,7 @@ class Life:
         said = "\n".join(f"--- {file.name}\n{file.read_text()[-3000:]}" for file in sorted(self._said.iterdir()))
         batches = [(batch.id, batch.rows, batch.answered) for batch in self._simulator.batches]
         files = [(file.filename, file.purpose, file.state) for file in self._simulator.files]
-        return f"{self._what}\n{self._parameters}, split: {self._split}\n{batches}\n{files}\n{said}"
+        return f"{self._history}\n{self._parameters}, split: {self._split}\n{batches}\n{files}\n{said}"
 
     async def clean_up(self) -> None:
         async with get_client() as client:

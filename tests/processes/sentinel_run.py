@@ -1,4 +1,4 @@
-"""Run by test_no_key_anywhere.py: a key goes every way that a key can go, and is then searched for.
+"""The program of test_no_key_anywhere.py: it uses a key in every way, before its files and output are searched.
 
 Every flow runs with one provider. With each provider run a sync flow with a typed provider, one with a saved provider,
 a call of `run_many` and two runs whose errors quote the key.
@@ -53,7 +53,7 @@ def main(key: str, origin: str) -> None:
             asyncio.run(abroadcast(["Who?"], sources, saved))
         config = Config(provider=name, model=model, api_key=SecretStr(key), base_url=origin + PREFIXES[name])
         print(repr(config), asyncio.run(run_many(["Who?"], config=config)))
-        # The provider that echoes the key, as the whole run's error and as one prompt's.
+        # The provider echoes the key, in the error of a run and in the error of one prompt.
         for ask in (lambda b=block: realtime("Echo it.", b), lambda b=saved: fan_out(["Echo it.", "Who?"], b)):
             try:
                 print(ask())  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Tests of tasks that run in processes of their own, as on Dask or Ray: each question has its own answer."""
+"""Tests of tasks that run in processes of their own, as on Dask or Ray: each call has its own answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pollux_flows.config import Target
 from pollux_flows.flows import realtime
 from pollux_flows.simulator import Simulator
 from pollux_flows.tasks import execute, plan, request
-from tests.prefect.test_paid_once import PROMPTS, asked
+from tests.prefect.test_paid_once import PROMPTS, read_prompts
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,8 +29,8 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_LOGGING_TO_API_ENABLED", "false")
 
 
-def processes(count: int) -> Any:
-    """A task runner, whose futures Prefect types more narrowly than its flows."""
+def make_task_runner(count: int) -> Any:
+    """Return a task runner, untyped because Prefect types its futures too narrowly for flows."""
     return ProcessPoolTaskRunner(max_workers=count)
 
 
@@ -41,39 +41,39 @@ def ask(prompt: str, provider: PolluxProvider) -> tuple[str, str, int]:
 
 
 @pytest.mark.timeout(300)
-def test_tasks_in_other_processes_that_call_a_flow(provider: PolluxProvider, simulator: Simulator) -> None:
-    """A question that is asked three times gets three answers; a retry reuses each of them once."""
+def test_tasks_in_other_processes_get_an_answer_for_each_call(provider: PolluxProvider, simulator: Simulator) -> None:
+    """A prompt that is asked three times gets three answers, and a retry reuses each of them once."""
     provider.save("elsewhere", overwrite=True)
     attempts: list[list[tuple[str, str, int]]] = []
 
-    @flow(retries=1, retry_delay_seconds=0, task_runner=processes(2))
-    def mine() -> None:
+    @flow(retries=1, retry_delay_seconds=0, task_runner=make_task_runner(2))
+    def parent() -> None:
         futures = [ask.submit(prompt, provider) for prompt in ("same", "same", "same", "other")]
         attempts.append([future.result() for future in futures])
         if len(attempts) == 1:
             raise RuntimeError("something else went wrong")
 
-    mine()
+    parent()
     first, second = attempts
     assert [text for text, _, _ in first] == [f"Simulated answer to: {p}" for p in ("same", "same", "same", "other")]
     assert len({answer for _, answer, _ in first}) == 4
     assert sorted(answer for _, answer, _ in second) == sorted(answer for _, answer, _ in first)
-    assert sorted(asked(simulator)) == ["other", "same", "same", "same"]
+    assert sorted(read_prompts(simulator)) == ["other", "same", "same", "same"]
     assert os.getpid() not in {process for _, _, process in first}
 
 
 @pytest.mark.timeout(300)
-async def test_the_execute_task_in_another_process(provider: PolluxProvider, simulator: Simulator) -> None:
-    """It is sent documents alone, and finds its provider by name."""
+async def test_the_execute_task_runs_in_another_process(provider: PolluxProvider, simulator: Simulator) -> None:
+    """The task gets only documents, and finds its provider by name."""
     await provider.asave("elsewhere-by-name", overwrite=True)
 
-    @flow(task_runner=processes(2))
-    async def mine() -> list[str]:
+    @flow(task_runner=make_task_runner(2))
+    async def parent() -> list[str]:
         target = Target(provider="openai", model=provider.model, base_url=provider.base_url)
         planned = await plan(await request(PROMPTS, target))
         futures = [execute.submit(part, "elsewhere-by-name") for part in planned.parts(1)]
         outcomes = [outcome for future in futures for outcome in await asyncio.to_thread(cast(Any, future.result))]
         return [outcome.answer.text for outcome in outcomes if outcome.answer]
 
-    assert await mine() == [f"Simulated answer to: {prompt}" for prompt in PROMPTS]
-    assert sorted(asked(simulator)) == sorted(PROMPTS)
+    assert await parent() == [f"Simulated answer to: {prompt}" for prompt in PROMPTS]
+    assert sorted(read_prompts(simulator)) == sorted(PROMPTS)

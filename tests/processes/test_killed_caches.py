@@ -1,7 +1,7 @@
-"""Killed while it creates a cache for all workers of a Prefect server: one usable cache, and each worker is served.
+"""Tests of a worker that is killed while it creates a cache: one usable cache exists, and other workers find it.
 
-The workers have homes of their own and share the server alone. A few seeded moments each time; `make cache-kills` tries
-more.
+The workers have a POLLUX_HOME each, and share only the Prefect server. The suite tries a few seeded moments;
+`make cache-kills` tries more.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.mortal import Death, start_process
 
 KILLS = max(4, int(os.environ.get("TEST_CACHE_KILLS", "4")) // 4)
 SETTLED_S = 1.0
-_WORK_S = 0.3  # of the provider on a cache
+_WORK_S = 0.3  # for which the provider works on a cache
 _LONGEST_S = 30.0
 _CREATION = "pollux_flows.pipeline.cache_creation"
 STEPS = [
@@ -41,8 +41,8 @@ STEPS = [
 ]
 
 
-def death_of(seed: int) -> Death:
-    """At a step of ours, or at any moment of the creation."""
+def choose_death(seed: int) -> Death:
+    """Return a death at one of our steps, or at any moment of the creation."""
     chosen = random.Random(seed)  # noqa: S311 (no secret)
     return chosen.choice(STEPS) if seed % 2 else Death(after_s=chosen.uniform(0.0, 1.5))
 
@@ -73,13 +73,13 @@ def settings(world: tuple[Simulator, str], simulator: Simulator) -> dict[str, An
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("no_caches_are_left")
 @pytest.mark.parametrize("seed", range(KILLS))
-async def test_a_creator_killed_on_another_worker(
+async def test_a_cache_is_created_once_although_its_creator_is_killed(
     seed: int, settings: dict[str, Any], simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POLLUX_HOME", str(tmp_path / "here"))
     monkeypatch.setattr(cache_creation, "SETTLED_S", SETTLED_S)
     simulator.fail(Fault(kind="slow", delay_s=_WORK_S), operation="cache.create", times=None)
-    file, result, death = tmp_path / "report.pdf", tmp_path / "name", death_of(seed)
+    file, result, death = tmp_path / "report.pdf", tmp_path / "name", choose_death(seed)
     file.write_bytes(b"%PDF-1.7\n" + seed.to_bytes() + bytes(range(256)) * 40)
     registry = BlockRegistry()
     work = (create_elsewhere, settings, file, result)

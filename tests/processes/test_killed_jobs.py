@@ -29,7 +29,7 @@ KILLS = int(os.environ.get("TEST_BATCH_KILLS", "4"))
 AT_ONCE = 4
 
 
-def trials(count: int) -> list[Trial]:
+def make_trials(count: int) -> list[Trial]:
     """Return trials for every step, phase and provider, in a seeded order, and then trials killed at random moments."""
     chance = random.Random(8)  # noqa: S311 (no secret)
     steps: list[tuple[ProviderName, Phase, Death]] = [
@@ -43,7 +43,7 @@ def trials(count: int) -> list[Trial]:
         phase = chance.choice(tuple(STEPS))
         steps.append((chance.choice(SDKS), phase, Death(after_s=chance.uniform(0.05, 1.5))))
     chance.shuffle(steps)
-    # However few there are, each provider and each phase comes first.
+    # Each provider and each phase comes first, so that a few trials cover them.
     wanted = [
         (kind, phase)
         for phases in (("submit", "collect"), ("collect", "submit"))
@@ -68,25 +68,25 @@ def lanes(tmp_path: Path) -> Iterator[list[Lane]]:
 async def test_a_job_with_killed_processes_is_paid_and_collected_once(
     lanes: list[Lane], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    left = iter(trials(KILLS))
+    remaining = iter(make_trials(KILLS))
     died: list[bool] = []
-    wrong: list[str] = []
+    failures: list[str] = []
 
-    async def go_on(lane: Lane) -> None:
-        for trial in left:
+    async def run_trials(lane: Lane) -> None:
+        for trial in remaining:
             try:
                 died.append(await lane.run(trial))
             except AssertionError as error:  # the others go on
-                wrong.append(f"{error}\n{error.__cause__!r}")
+                failures.append(f"{error}\n{error.__cause__!r}")
 
     began = time.monotonic()
-    await asyncio.gather(*map(go_on, lanes))
+    await asyncio.gather(*map(run_trials, lanes))
     with capsys.disabled():
         sys.stdout.write(
-            f"\n{KILLS} runs, {sum(died)} with a killed process, {len(wrong)} wrong, "
+            f"\n{KILLS} runs, {sum(died)} with a killed process, {len(failures)} wrong, "
             f"in {time.monotonic() - began:.0f} s\n"
         )
-    assert not wrong, "\n\n".join(wrong)
+    assert not failures, "\n\n".join(failures)
     assert sum(died) > KILLS / 2
 
 
@@ -94,7 +94,7 @@ async def test_a_job_with_killed_processes_is_paid_and_collected_once(
 async def test_a_child_is_retired_although_its_collector_was_killed_after_completing_the_parent(
     lanes: list[Lane],
 ) -> None:
-    """A pass over the parent includes the child."""
+    """A pass of the collector over the parent includes the child."""
     death = Death("pollux_flows.jobs.collector:CollectorPass._complete_parent", "after")
     assert await lanes[0].run(Trial(0, "openai", "collect", death))
 
@@ -121,5 +121,5 @@ async def _run_concurrently(lane: Lane, kind: ProviderName) -> None:
 
 @pytest.mark.parametrize("step", sorted({step for some in STEPS.values() for step in some}))
 def test_every_step_names_a_function(step: str) -> None:
-    """Else the trials that die there, of which the suite has few, would not die."""
+    """A trial whose step names no function would not be killed."""
     find_function(step)

@@ -1,7 +1,7 @@
-"""Tests of a map_rows that is killed: the rerun asks for no more than was under way, and its output is complete.
+"""Tests of a killed map_rows: a rerun asks again for no more than was under way, and its output is complete.
 
 A process that maps a table is killed by SIGKILL at a seeded moment, or at a seeded step of its output, and started
-again. Two seeds each time; `make map-kills` tries twenty.
+again. The suite tries two seeds; `make map-kills` tries twenty.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def choose_death(seed: int) -> tuple[int | None, Death | None]:
 
 
 def read_output(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of an output, but for which of them were answered before."""
+    """Return the rows of an output, without the column of reused answers."""
     rows: list[dict[str, Any]] = pq.read_table(path).drop_columns(["answer_reused"]).to_pylist()
     return rows
 
@@ -88,17 +88,17 @@ def mapping(world: tuple[Simulator, str], tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def undisturbed(mapping: Map, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The output of a run that is not killed."""
-    output = tmp_path_factory.mktemp("undisturbed") / "out.parquet"
+def expected_output(mapping: Map, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Return the output of a run that is not killed."""
+    output = tmp_path_factory.mktemp("expected") / "out.parquet"
     assert asyncio.run(mapping.start(output).runs_to_completion(_HUNG_S))
     return read_output(output)
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", range(SEEDS))
-async def test_a_map_that_is_killed_pays_for_nothing_twice(
-    mapping: Map, undisturbed: list[dict[str, Any]], simulator: Simulator, tmp_path: Path, seed: int
+async def test_a_rerun_of_a_killed_map_pays_for_no_saved_answer_twice(
+    mapping: Map, expected_output: list[dict[str, Any]], simulator: Simulator, tmp_path: Path, seed: int
 ) -> None:
     simulator.latency_s = LATENCY_S
     output = tmp_path / "out.parquet"
@@ -111,13 +111,13 @@ async def test_a_map_that_is_killed_pays_for_nothing_twice(
             killed.process.kill()
     assert not await killed.runs_to_completion(_HUNG_S)
     if output.exists():
-        assert read_output(output) == undisturbed
+        assert read_output(output) == expected_output
 
     assert await mapping.start(output).runs_to_completion(_HUNG_S)
-    assert read_output(output) == undisturbed
-    asked = _count(simulator)
-    assert len(asked) == ROWS
-    assert asked.total() <= ROWS + CONCURRENCY
+    assert read_output(output) == expected_output
+    prompts = _count_prompts(simulator)
+    assert len(prompts) == ROWS
+    assert prompts.total() <= ROWS + CONCURRENCY
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -125,7 +125,7 @@ def test_every_step_names_a_function(step: str) -> None:
     find_function(step)
 
 
-def _count(simulator: Simulator) -> Counter[str]:
-    """How often each row was asked; a request that was cut off on its way is not counted."""
+def _count_prompts(simulator: Simulator) -> Counter[str]:
+    """Return how often each row was asked, without requests that were cut off on their way."""
     entries = [entry for entry in simulator.requests if entry.operation == "generate" and entry.body]
     return Counter(json.dumps(entry.body["input"]) for entry in entries)

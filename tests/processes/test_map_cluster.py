@@ -1,6 +1,6 @@
 """Tests of a table on a cluster of two Dask workers: the limits of the provider hold, and each row is paid for once.
 
-A few hundred rows in the suite; `make cluster` maps 5,000.
+The suite maps a few hundred rows; `make cluster` maps 5,000.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Provider:
     """Counts how often each row is asked, and how many requests are under way at once."""
 
     held: int = 0
-    """The first so many rows are answered once two chunks of others have been asked."""
+    """How many rows, from the first on, are answered only after two chunks of other rows have been asked."""
     asked: Counter[str] = field(default_factory=Counter)
     under_way: int = 0
     most: int = 0
@@ -71,12 +71,12 @@ class Provider:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    """Two workers that share a state, each a process with one thread."""
+    """Start two workers that share a state, each a process with one thread."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POLLUX_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("PREFECT_LOGGING_TO_API_ENABLED", "false")
-        start: Any = LocalCluster  # it has no types
+        start: Any = LocalCluster  # it is untyped
         with start(n_workers=WORKERS, threads_per_worker=1, dashboard_address=None) as made:
             yield made
 
@@ -106,7 +106,7 @@ async def mapping(
     """Start to map a table on the cluster, with a counting provider."""
     provider, table, output = Provider(held), folder / "table.parquet", folder / "out.parquet"
     pq.write_table(pa.table({"number": range(ROWS), "text": [f"{name}, row {row}" for row in range(ROWS)]}), table)
-    runner: Any = DaskTaskRunner(address=cluster.scheduler_address)  # whose futures Prefect types more narrowly
+    runner: Any = DaskTaskRunner(address=cluster.scheduler_address)  # Prefect types its futures too narrowly
     flow: Any = amap_rows.with_options(task_runner=runner)
     async with scripted(provider.choose, by_body=True) as server:
         block = PolluxProvider(
@@ -125,7 +125,7 @@ async def mapping(
 
 @pytest.mark.timeout(600)
 async def test_every_row_is_paid_for_once_within_the_limits(cluster: LocalCluster, tmp_path: Path) -> None:
-    """A chunk that takes long does not hold up the other worker."""
+    """A slow chunk does not block the other worker."""
     async with mapping(cluster, tmp_path, "map-cluster", held=CHUNK) as mapped:
         await mapped.run
     assert mapped.count_statuses() == {"answered": ROWS}
@@ -150,7 +150,7 @@ async def test_a_worker_that_is_killed_costs_no_more_than_it_had_under_way(
 
 @pytest.mark.timeout(600)
 async def test_a_budget_holds_over_all_workers(cluster: LocalCluster, tmp_path: Path) -> None:
-    """Each worker ends short of it by one worst case at the most; the output names the rows that were not asked."""
+    """Each worker stops at most one worst case below the budget. The output names the rows that were not asked."""
     budget = ROWS * ROW_USD / 2
     async with mapping(cluster, tmp_path, "map-cluster-budget", max_cost_usd=budget) as mapped:
         report = await mapped.run

@@ -11,9 +11,9 @@ from prefect.settings import PREFECT_API_URL
 
 from benchmarks.simulated import simulated
 
-PROMPTS = 10_001  # of one less there would be an envelope as well
-# 200 for 50,000 prompts, in proportion, and what is loaded at first use.
-MOST_HELD_S = 5.0  # on a machine with other things to do; on a quiet one it is a tenth of that
+PROMPTS = 10_001  # a job of one prompt less would have an envelope as well
+MOST_HELD_S = 5.0  # on a busy machine; on a quiet one it is a tenth of that
+# 200 MiB for 50,000 prompts, in proportion, and modules that are loaded at first use.
 MOST_MIB = 200 * PROMPTS / 50_000 + 25
 
 

@@ -1,4 +1,4 @@
-"""A key used throughout a run of every flow is found nowhere afterwards."""
+"""Tests that a key that every flow has used is neither stored nor printed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.timeout(420)
-def test_no_key_anywhere(tmp_path: Path) -> None:
-    """Not in Prefect's database (but encrypted), results, artifacts, logs, POLLUX_HOME, errors, repr or output."""
+def test_a_key_is_neither_stored_nor_printed(tmp_path: Path) -> None:
+    """Prefect's database (where it is encrypted), results, logs, POLLUX_HOME, errors, reprs and output are searched."""
     environment = {
         **os.environ,
         "PREFECT_HOME": str(tmp_path / "prefect"),
@@ -32,7 +32,7 @@ def test_no_key_anywhere(tmp_path: Path) -> None:
     environment.pop("PREFECT_API_URL", None)
     environment.pop("PREFECT_API_DATABASE_CONNECTION_URL", None)
     simulator = Simulator()
-    # A provider that tells everybody the key it was called with.
+    # The provider echoes the key that it was called with.
     simulator.fail(Fault(status=400, message=f"bad key {KEY}"), times=None, contains="Echo it.")
     with serve(simulator) as origin:
         done = subprocess.run(
@@ -46,15 +46,15 @@ def test_no_key_anywhere(tmp_path: Path) -> None:
         )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "every flow ran" in done.stdout
-    assert "[REDACTED]" in done.stdout  # the echo did come, and was cut out
+    assert "[REDACTED]" in done.stdout  # the echo arrived, and the key was redacted
     (tmp_path / "output").write_text(done.stdout + done.stderr)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.name.startswith("prefect.db") for path in files)
     assert [str(path) for path in files if KEY.encode() in path.read_bytes()] == []
 
 
-def test_the_search_would_find_it(tmp_path: Path) -> None:
-    """The test above can fail: a key in a database row is found by the same search."""
+def test_the_search_finds_a_key_in_a_database(tmp_path: Path) -> None:
+    """Otherwise the test above could never fail."""
     with sqlite3.connect(tmp_path / "prefect.db") as database:
         database.execute("create table logs (message text)")
         database.execute("insert into logs values (?)", (f"sent with {KEY}",))

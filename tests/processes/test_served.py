@@ -31,7 +31,7 @@ from pollux_flows import ResultEnvelope
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.flows import asubmit
 from pollux_flows.simulator import Fault, Simulator
-from tests.prefect.jobs import ANSWERS, PROMPTS, events_of
+from tests.prefect.jobs import ANSWERS, PROMPTS, read_job_events
 from tests.prefect.runs import read_if_ended, read_pages, wait_until
 from tests.processes.conftest import Deployments, start_program
 
@@ -274,7 +274,7 @@ async def test_the_schedule_of_collect_completes_suspended_runs(
     envelopes: list[ResultEnvelope] = [await run.state.aresult() for run in ended]
     assert [envelope.answers for envelope in envelopes] == [ANSWERS, ["Simulated answer to: earlier"], ANSWERS]
     assert len(simulator.batches) == 2
-    assert await events_of(name) == ["submitted", "collected"]
+    assert await read_job_events(name) == ["submitted", "collected"]
 
 
 async def is_suspended(run: FlowRun) -> bool:

@@ -15,7 +15,7 @@ import pytest
 from pollux_flows import APIError, ConfigurationError, Options, RateLimitError, Source
 from pollux_flows.config import ProviderName
 from pollux_flows.files.content import examine
-from pollux_flows.pipeline.upload_file import send
+from pollux_flows.pipeline.upload_file import upload_file
 from pollux_flows.providers.batches import Batch, Result, Rows, paginate
 from pollux_flows.providers.material import Material
 from pollux_flows.providers.session import Session, open_session
@@ -477,7 +477,7 @@ async def test_the_rows_can_be_uploaded_like_a_source(b: BatchSession) -> None:
     async def delete_later(*_: Any, **__: Any) -> None:
         raise AssertionError("there is nothing to delete")
 
-    uploaded = await send(b.session, source, content, "marker", delete_later, purpose="batch")
+    uploaded = await upload_file(b.session, source, content, "marker", delete_later, purpose="batch")
     (file,) = b.sim.files
     assert (file.filename, file.mime_type) == ("marker-0001.jsonl", "application/jsonl")
     batch = await b.inspect_after(await b.session.submit_batch("tag-1", rows, uploaded.file_id))

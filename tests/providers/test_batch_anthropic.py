@@ -127,7 +127,7 @@ async def test_the_api_key_is_not_sent_to_another_host(elsewhere: str, b: BatchS
             await b.session.download_batch(batch, io.BytesIO())
         assert other.connections == 0
     if caught.value.status_code is None:
-        assert "the key is for 127.0.0.1 only" in caught.value.message
+        assert "the key is only for 127.0.0.1" in caught.value.message
         assert (caught.value.retryable, caught.value.phase) == (False, "batch_collect")
     else:
         assert caught.value.status_code == 404  # the URL was a path on the right host

@@ -11,7 +11,7 @@ import pytest
 
 from pollux_flows import Source, SourceError, run
 from pollux_flows.config import ProviderName
-from pollux_flows.files.content import Content, changed, examine, forget, load, open_file
+from pollux_flows.files.content import Content, changed_error, examine, forget, load, open_file
 from pollux_flows.simulator import Simulator
 from pollux_flows.state.content_cache import open_content_cache
 from tests.loopback import SDKS, MakeConfig
@@ -169,7 +169,7 @@ async def test_forget_removes_a_file_from_the_content_cache(shelf: Shelf) -> Non
     await forget(source)
     await examine_cached(source)
     assert shelf.open_count == 2
-    assert "changed" in str(changed(source))
+    assert "changed" in str(changed_error(source))
 
 
 async def test_a_file_that_grew_is_not_read_to_its_end(shelf: Shelf) -> None:

@@ -86,7 +86,7 @@ async def test_an_upload_without_a_usable_state_is_refused(
     sources: list[Source], config: MakeConfig, sim: Simulator
 ) -> None:
     """Without a ledger entry the file could be left behind, or uploaded again and again."""
-    with pytest.raises(ConfigurationError, match=r"State cannot be stored|no room left|is damaged"):
+    with pytest.raises(ConfigurationError, match=r"State cannot be stored|disk is full|is damaged"):
         await run("What is it?", source=sources[0], config=config("openai"))
     assert sim.files == []
 

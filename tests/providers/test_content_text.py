@@ -54,7 +54,7 @@ async def test_text_that_is_not_utf_8_is_refused_before_anything_is_sent(
 ) -> None:
     """Invalid bytes may be anywhere in the file, and a good file may precede it."""
     sources = [write_file("report.pdf", PDF), write_file(name, NOT_UTF_8[name])]
-    with pytest.raises(SourceError, match=r"\.csv' is sent as text, and is not UTF-8\. Save it as UTF-8"):
+    with pytest.raises(SourceError, match=r"\.csv' would be sent as text, and is not UTF-8\. Save it as UTF-8"):
         await run_many(["?"], sources=sources, config=config(provider))
     assert sim.requests == []
 

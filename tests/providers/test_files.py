@@ -113,7 +113,7 @@ async def test_a_file_arrives_unchanged_or_is_refused_unsent(
     source = write_files_of_each_kind(tmp_path)[name]
     content = (tmp_path / name).read_bytes()
     if TRANSPORT[provider][name] == "no":
-        with pytest.raises(ConfigurationError, match=r"takes no|support"):
+        with pytest.raises(ConfigurationError, match=r"accepts no|support"):
             await run("What is it?", source=source, config=config(provider))
         assert sim.requests == []
         return

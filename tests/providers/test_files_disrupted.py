@@ -150,7 +150,7 @@ async def test_a_disk_that_fills_in_the_middle_of_a_run_costs_no_answer(
         outcomes = await run_broadcast(sources, settings, count_answers)
     failures = [outcome.failure for outcome in outcomes if outcome.failure is not None]
     assert 0 < len(failures) <= 21
-    assert all("no room left" in failure.message and "Make room" in str(failure.hint) for failure in failures)
+    assert all("disk is full" in failure.message and "Free some space" in str(failure.hint) for failure in failures)
     assert all(outcome.answer is not None for outcome in outcomes if outcome.failure is None)
 
     assert [outcome.failure for outcome in await run_broadcast(sources, settings)] == [None] * 24

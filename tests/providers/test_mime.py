@@ -183,7 +183,7 @@ async def test_a_mime_type_set_by_the_caller_is_normalised_to_lower_case(
 async def test_an_unknown_ole2_file_is_refused(tmp_path: Path, config: MakeConfig) -> None:
     """Such a file must not be sent as a Word document."""
     (tmp_path / "download").write_bytes(make_ole2("Whatever"))
-    with pytest.raises(ConfigurationError, match="takes no application/x-ole-storage file"):
+    with pytest.raises(ConfigurationError, match="accepts no application/x-ole-storage file"):
         await run("What is it?", source=Source.from_file(tmp_path / "download"), config=config("openai"))
 
 

@@ -121,7 +121,7 @@ INVALID_TEXTS = [
     ('{"number": "a", "total": "much"}', "total"),
     ('["a"]', ""),
     ('{"number": "a", "total": 1', "JSON"),
-    ("[" * 100_000, "end"),
+    ("[" * 100_000, "nested too deeply"),
     ('{"number": "\\ud83d", "total": 1}', ""),
     ('{"number": "a", "total": 1e999}', ""),
     ('{"number": "a", "total": NaN}', ""),
@@ -170,7 +170,7 @@ async def test_a_truncated_answer_has_no_structured_value(provider: ProviderName
 async def test_an_invalid_json_schema_is_refused_unsent(
     provider: ProviderName, config: MakeConfig, sim: Simulator
 ) -> None:
-    with pytest.raises(ConfigurationError, match="no usable JSON Schema"):
+    with pytest.raises(ConfigurationError, match="not a usable JSON Schema"):
         await run("p", config=config(provider), options=Options(response_schema={"type": "strnig"}))
     assert asked(sim) == []
 

@@ -123,7 +123,7 @@ async def test_a_second_run_waits_for_the_lease_of_a_conversation(store: Store) 
 
 async def test_a_conversation_cannot_be_leased_within_its_own_lease(store: Store) -> None:
     async with lease_conversation(store, "a", "one", print), lease_conversation(store, "b", "one", print):
-        with pytest.raises(ConfigurationError, match="from within itself"):
+        with pytest.raises(ConfigurationError, match="by one of its own tools"):
             async with lease_conversation(store, "a", "two", print):
                 pass
 
@@ -144,7 +144,7 @@ async def test_newer_damaged_and_oversized_conversations_are_refused(
         await load_conversation(store, "a")
     assert (await remove_damaged(store)).left == [key]
     monkeypatch.setattr(conversations, "_LARGEST", 100)
-    with pytest.raises(ConfigurationError, match="Begin another one"):
+    with pytest.raises(ConfigurationError, match="Start a new one"):
         check_size(store, found)
 
 

@@ -181,7 +181,7 @@ async def test_a_lock_that_lasts_too_long_is_an_error(store: DiskStore, monkeypa
     monkeypatch.setattr(disk, "_PATIENCE_S", 0.05)
     other = connect(store)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(ConfigurationError, match=r"locked.*stopped or stuck"):
+    with pytest.raises(ConfigurationError, match=r"locked.*stopped or hangs"):
         await store.put("a", {"b": 1})
     other.execute("COMMIT")
     await store.put("a", {"b": 2})

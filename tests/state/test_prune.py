@@ -179,7 +179,7 @@ async def test_answers_of_a_run_at_work_stay(store: Store, clock: Clock) -> None
                 await work()
             pruned = await prune(store, older_than_s=DAY, max_size=0, dry_run=by_name, clock=clock)
             assert (pruned.answers, pruned.runs, pruned.spared_runs) == (30, 3, 1)
-            with pytest.raises(ConfigurationError, match="run 1 is at work"):
+            with pytest.raises(ConfigurationError, match="run 1 is still running"):
                 await prune(store, run="run 1", clock=clock)
     assert await count_answers(journals) == [0, 10, 0, 0]
     assert (await prune(store, max_size=0, clock=clock)).answers == 10

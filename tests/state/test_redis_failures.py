@@ -21,7 +21,7 @@ from tests.state.servers import BadLine, Server, find_free_port, serve_reply
 
 PASSWORD = "s3cret/of?the#house@home%"
 QUOTED = "s3cret%2Fof%3Fthe%23house%40home%25"
-NOT_ABSENT = r"cannot be reached \(.*POLLUX_STATE_URL.*what is saved is reused"
+NOT_ABSENT = r"cannot be reached \(.*POLLUX_STATE_URL.*saved answers are reused"
 
 
 SAVING = ("--appendonly", "yes", "--appendfsync", "always")  # by default, Redis replies shortly before it has saved
@@ -124,7 +124,7 @@ async def test_a_redis_that_lost_its_data_is_an_error(server: Server, store: Red
     server.kill()
     server.start()
     for _ in range(2):
-        with pytest.raises(ConfigurationError, match=r"has lost the records.*start again"):
+        with pytest.raises(ConfigurationError, match=r"has lost the records.*restart"):
             await store.get("paid")
     with pytest.raises(ConfigurationError, match="has lost"):
         await store.add("paid", {"answer": 2})

@@ -65,7 +65,7 @@ def test_an_invalid_number_of_days_is_refused_at_once(
     disk: DiskStore, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POLLUX_STATE_KEEP_DAYS", setting)
-    with pytest.raises(ConfigurationError, match="POLLUX_STATE_KEEP_DAYS is no number of days"):
+    with pytest.raises(ConfigurationError, match="POLLUX_STATE_KEEP_DAYS is not a number of days"):
         Journal(disk, "run")
 
 
@@ -139,7 +139,7 @@ async def test_a_failure_to_prune_is_a_warning(disk: DiskStore, clock: Clock, mo
 @pytest.mark.parametrize("setting", ["much", "-1GB", "2"])
 async def test_an_invalid_size_is_refused(disk: DiskStore, setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLUX_STATE_MAX_SIZE", setting)
-    with pytest.raises(ConfigurationError, match="POLLUX_STATE_MAX_SIZE is no size"):
+    with pytest.raises(ConfigurationError, match="POLLUX_STATE_MAX_SIZE is not a size"):
         await Journal(disk, "run").begin()
 
 

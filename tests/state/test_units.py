@@ -34,9 +34,9 @@ def test_a_size_is_parsed(text: str, value: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "30", "d", "-3d", "30 days or so", "3x", "1e3d", "∞d", "٣d x", "9" * 400 + "d"])
 def test_invalid_durations_and_sizes_are_refused(text: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"^--older-than is no age: .*30d"):
+    with pytest.raises(ConfigurationError, match=r"^--older-than is not an age: .*30d"):
         parse_duration(text, "--older-than")
-    with pytest.raises(ConfigurationError, match=r"^--max-size is no size: .*500MB"):
+    with pytest.raises(ConfigurationError, match=r"^--max-size is not a size: .*500MB"):
         parse_size(text, "--max-size")
 
 

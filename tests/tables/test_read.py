@@ -1,4 +1,4 @@
-"""Tables that are read: what a scan finds and refuses, and what a chunk reads."""
+"""Tests of reading tables: what a scan finds and refuses, and what a chunk reads."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> str:
     return str(path)
 
 
-def refusal(address: str, **more: Any) -> PolluxError:
-    with pytest.raises((ConfigurationError, SourceError)) as refused:
+def read_refusal(address: str, **more: Any) -> PolluxError:
+    with pytest.raises((ConfigurationError, SourceError)) as caught:
         scan_table(address, **{"rows_per_chunk": 10} | more)
-    assert refused.value.hint
-    return refused.value
+    assert caught.value.hint
+    return caught.value
 
 
 FORMATS = pytest.mark.parametrize("ending", ["csv", "jsonl", "ndjson", "parquet"])
@@ -80,7 +80,7 @@ def test_a_table_is_cut_into_chunks(ending: str, tmp_path: Path) -> None:
 
 @FORMATS
 def test_a_limit_ends_the_table(ending: str, tmp_path: Path) -> None:
-    address = write(tmp_path / f"t.{ending}", [*ROWS, ROWS[0]])  # the duplicate is behind it
+    address = write(tmp_path / f"t.{ending}", [*ROWS, ROWS[0]])  # the duplicate is beyond it
     table = scan_table(address, rows_per_chunk=10, limit=12, id_column="id")
     assert (table.rows, read_all(table)) == (12, ROWS[:12])
 
@@ -88,21 +88,21 @@ def test_a_limit_ends_the_table(ending: str, tmp_path: Path) -> None:
 @FORMATS
 def test_a_missing_column_is_named(ending: str, tmp_path: Path) -> None:
     address = write(tmp_path / f"t.{ending}", ROWS)
-    found = refusal(address, need=["id", "txt"])
+    found = read_refusal(address, need=["id", "txt"])
     assert ("has no column 'txt'; it has id, text" in found.message, found.hint) == (True, "Did you mean 'text'?")
-    assert "has no column 'key'" in refusal(address, id_column="key").message
+    assert "has no column 'key'" in read_refusal(address, id_column="key").message
 
 
 @FORMATS
-def test_ids_must_differ_however_far_apart(ending: str, tmp_path: Path) -> None:
+def test_duplicate_ids_are_refused_across_chunks(ending: str, tmp_path: Path) -> None:
     rows = [{"id": str(number % 4321), "text": "x"} for number in range(4322)]
-    assert "Rows 1 and 4,322" in refusal(write(tmp_path / f"t.{ending}", rows), id_column="id").message
+    assert "Rows 1 and 4,322" in read_refusal(write(tmp_path / f"t.{ending}", rows), id_column="id").message
 
 
 @FORMATS
-def test_an_id_must_be_there(ending: str, tmp_path: Path) -> None:
+def test_a_row_without_an_id_is_refused(ending: str, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"id": "a", "text": "x"}, {"id": None, "text": "x"}]
-    assert "Row 2" in refusal(write(tmp_path / f"t.{ending}", rows), id_column="id").message
+    assert "Row 2" in read_refusal(write(tmp_path / f"t.{ending}", rows), id_column="id").message
 
 
 def test_ids_of_different_types_differ(tmp_path: Path) -> None:
@@ -111,11 +111,11 @@ def test_ids_of_different_types_differ(tmp_path: Path) -> None:
 
 
 @FORMATS
-def test_a_file_that_changed_is_refused(ending: str, tmp_path: Path) -> None:
+def test_a_file_that_changed_after_its_scan_is_refused(ending: str, tmp_path: Path) -> None:
     address = write(tmp_path / f"t.{ending}", ROWS)
     table = scan_table(address, rows_per_chunk=10)
     write(tmp_path / f"t.{ending}", [*ROWS, ROWS[0]])
-    with pytest.raises(SourceError, match="changed after it was scanned, so that rows 11 to 20"):
+    with pytest.raises(SourceError, match="changed after it was scanned, so rows 11 to 20"):
         read_chunk(table.chunks[1])
 
 
@@ -152,32 +152,32 @@ def test_a_relative_path_is_read_from_any_directory(
 
 
 @pytest.mark.parametrize("name", ["t.xlsx", "t.csv.gz", "t", "t.json"])
-def test_other_endings_are_refused(name: str, tmp_path: Path) -> None:
+def test_other_file_types_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("a\n1\n")
-    assert ".csv, .jsonl, .ndjson, .parquet" in refusal(str(tmp_path / name)).message
+    assert ".csv, .jsonl, .ndjson, .parquet" in read_refusal(str(tmp_path / name)).message
 
 
 @FORMATS
-def test_what_is_not_there_is_refused(ending: str, tmp_path: Path) -> None:
-    assert "no file" in refusal(str(tmp_path / f"t.{ending}")).message
-    assert "password" in refusal(f"https://user:password@example.com/t.{ending}").message
-    assert "not allowed" in refusal(f"shell://x/t.{ending}").message
+def test_missing_files_and_unusable_addresses_are_refused(ending: str, tmp_path: Path) -> None:
+    assert "no file" in read_refusal(str(tmp_path / f"t.{ending}")).message
+    assert "password" in read_refusal(f"https://user:password@example.com/t.{ending}").message
+    assert "not allowed" in read_refusal(f"shell://x/t.{ending}").message
 
 
 @pytest.mark.parametrize(("ending", "content"), [("csv", b""), ("csv", b"a,b\n"), ("jsonl", b"\n"), ("jsonl", b"")])
 def test_an_empty_table_is_refused(ending: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / f"t.{ending}").write_bytes(content)
-    assert "has no rows" in refusal(str(tmp_path / f"t.{ending}")).message
+    assert "has no rows" in read_refusal(str(tmp_path / f"t.{ending}")).message
 
 
 @FORMATS
-def test_a_deployed_run_reads_only_what_it_may(ending: str, tmp_path: Path) -> None:
+def test_a_deployed_run_reads_only_allowed_tables(ending: str, tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     inside, outside = (write(folder / f"t.{ending}", ROWS) for folder in (tmp_path / "open", tmp_path))
     table = scan_table(outside, rows_per_chunk=10)
     with apply_restrictions(Restrictions(folders=[str(tmp_path / "open")], environment={})):
         assert read_all(scan_table(inside, rows_per_chunk=10)) == ROWS
-        assert "may not be read" in refusal(outside).message
+        assert "may not be read" in read_refusal(outside).message
         with pytest.raises(SourceError, match="may not be read"):
             read_chunk(table.chunks[0])
     with apply_restrictions(Restrictions(sources=frozenset({outside}), environment={})):
@@ -185,7 +185,7 @@ def test_a_deployed_run_reads_only_what_it_may(ending: str, tmp_path: Path) -> N
 
 
 class Site(BaseHTTPRequestHandler):
-    """Gives a file with its version, and knows nothing of ranges."""
+    """Serves a file with an ETag, and does not support ranges."""
 
     body = b""
     downloads = 0
@@ -219,9 +219,9 @@ def test_a_table_on_the_web_is_downloaded_once(ending: str, site: str, tmp_path:
     table = scan_table(f"{site}/t.{ending}?key=secret", rows_per_chunk=5)
     assert (read_all(table), Site.downloads) == (ROWS, 1)
     Site.body = Path(write(tmp_path / f"t.{ending}", ROWS[1:])).read_bytes()
-    with pytest.raises(SourceError, match="changed") as refused:
+    with pytest.raises(SourceError, match="changed") as caught:
         read_chunk(table.chunks[0])
-    assert "secret" not in str(refused.value)
+    assert "secret" not in str(caught.value)
 
 
 # --- Text ---------------------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def test_a_table_on_the_web_is_downloaded_once(ending: str, site: str, tmp_path:
 
 @pytest.mark.parametrize(("ending", "text"), [("csv", "a,b\nä,2\n"), ("jsonl", '{"a": "ä", "b": "2"}\n')])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_a_mark_of_utf_8_is_skipped(ending: str, text: str, encoding: str, tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_skipped(ending: str, text: str, encoding: str, tmp_path: Path) -> None:
     path = tmp_path / f"t.{ending}"
     path.write_bytes(text.encode(encoding))
     table = scan_table(str(path), rows_per_chunk=10)
@@ -243,13 +243,13 @@ def test_a_mark_of_utf_8_is_skipped(ending: str, text: str, encoding: str, tmp_p
 def test_other_encodings_are_refused(encoding: str, shown: str, tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes("a,b\nä,2\n".encode(encoding))
-    assert shown in refusal(str(path)).message
+    assert shown in read_refusal(str(path)).message
 
 
 # --- CSV ----------------------------------------------------------------------------------------------------
 
 
-def test_csv_is_all_text_and_an_empty_cell_is_null(tmp_path: Path) -> None:
+def test_cells_of_csv_are_text_and_an_empty_cell_is_null(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(b'id,x,"the ""name"""\r\n007,1.50," a "\r\n\r\n1,,""\n')
     table = scan_table(str(path), rows_per_chunk=1)
@@ -280,9 +280,9 @@ def test_any_text_comes_back_from_csv_across_chunks(cells: list[tuple[str, str]]
         (b"a,b,a\n1,2,3\n", "more than one column 'a'"),
     ],
 )
-def test_a_csv_that_is_none_is_refused(content: bytes, shown: str, tmp_path: Path) -> None:
+def test_malformed_csv_is_refused(content: bytes, shown: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(content)
-    assert shown in refusal(str(tmp_path / "t.csv")).message
+    assert shown in read_refusal(str(tmp_path / "t.csv")).message
 
 
 def test_a_cell_may_be_huge(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_a_cell_may_be_huge(tmp_path: Path) -> None:
 # --- JSON lines ---------------------------------------------------------------------------------------------
 
 
-def test_json_keeps_its_types_and_a_missing_key_is_null(tmp_path: Path) -> None:
+def test_values_of_json_have_their_types_and_a_missing_key_is_null(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"a": 1, "b": "01"}, {"b": 1.5, "c": [{"x": None}]}, {"a": 10**30, "d": True}]
     table = scan_table(write(tmp_path / "t.jsonl", rows), rows_per_chunk=2)
     assert table.columns == ["a", "b", "c", "d"]
@@ -315,9 +315,9 @@ def test_json_keeps_its_types_and_a_missing_key_is_null(tmp_path: Path) -> None:
         (b'{"a": "\xff"}', "not UTF-8"),
     ],
 )
-def test_a_line_that_is_no_object_is_refused(line: bytes, shown: str, tmp_path: Path) -> None:
+def test_a_json_line_that_is_no_object_is_refused(line: bytes, shown: str, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_bytes(b'{"a": 1}\n' + line + b"\n")
-    assert shown in refusal(str(tmp_path / "t.jsonl")).message
+    assert shown in read_refusal(str(tmp_path / "t.jsonl")).message
 
 
 JSON = st.recursive(
@@ -348,7 +348,7 @@ TYPED = pa.table(
 )
 
 
-def test_parquet_gives_values_of_python(tmp_path: Path) -> None:
+def test_parquet_values_are_read_as_values_of_python(tmp_path: Path) -> None:
     pq.write_table(TYPED, tmp_path / "t.parquet")
     table = scan_table(str(tmp_path / "t.parquet"), rows_per_chunk=2)
     assert table.schema == TYPED.schema
@@ -377,44 +377,44 @@ def test_chunks_are_read_in_any_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
-def test_a_folder_is_one_table(slash: str, tmp_path: Path) -> None:
+def test_a_folder_of_parquet_files_is_one_table(slash: str, tmp_path: Path) -> None:
     for name, rows in (("b", ROWS[10:]), ("a", ROWS[:10])):
         write(tmp_path / f"{name}.parquet", rows)
     (tmp_path / "_SUCCESS").touch()
     table = scan_table(f"{tmp_path}{slash}", rows_per_chunk=7, id_column="id")
     assert (table.rows, read_all(table)) == (25, ROWS)
     write(tmp_path / "c.parquet", ROWS[:1])
-    assert "Rows 1 and 26" in refusal(str(tmp_path), id_column="id").message
+    assert "Rows 1 and 26" in read_refusal(str(tmp_path), id_column="id").message
 
 
-def test_a_folder_must_be_one_table(tmp_path: Path) -> None:
-    assert "has no .parquet files" in refusal(str(tmp_path)).message
+def test_a_folder_with_different_schemas_is_refused(tmp_path: Path) -> None:
+    assert "has no .parquet files" in read_refusal(str(tmp_path)).message
     write(tmp_path / "a.parquet", ROWS)
     write(tmp_path / "b.parquet", [{"id": "x", "body": "y"}])
-    assert "have different columns: body, text" in refusal(str(tmp_path)).message
+    assert "have different columns: body, text" in read_refusal(str(tmp_path)).message
     write(tmp_path / "b.parquet", [{"id": "x", "text": ["y"]}])
-    assert "different types" in refusal(str(tmp_path)).message
+    assert "different types" in read_refusal(str(tmp_path)).message
 
 
-def test_a_deployment_may_name_a_folder(tmp_path: Path) -> None:
+def test_a_deployed_run_reads_a_folder_that_its_deployment_names(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", ROWS)
     with apply_restrictions(Restrictions(environment={})):
-        assert "may not be read" in refusal(str(tmp_path)).message
+        assert "may not be read" in read_refusal(str(tmp_path)).message
     with apply_restrictions(Restrictions(sources=frozenset({str(tmp_path)}), environment={})):
         assert read_all(scan_table(str(tmp_path), rows_per_chunk=10)) == ROWS
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"a,b\n1,2\n", b"PAR1" + b"x" * 99 + b"PAR1"])
-def test_a_file_that_is_no_parquet_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_malformed_parquet_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes(content)
-    assert "cannot be read as parquet" in refusal(str(tmp_path / "t.parquet")).message
+    assert "cannot be read as parquet" in read_refusal(str(tmp_path / "t.parquet")).message
 
 
-def test_parquet_alone_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_reading_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     addresses = {ending: write(tmp_path / f"t.{ending}", ROWS) for ending in ("csv", "jsonl", "parquet")}
     for name in ("pyarrow", "pyarrow.compute", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert refusal(addresses["parquet"]).hint == "Install it with: pip install 'pollux-flows[tables]'"
+    assert read_refusal(addresses["parquet"]).hint == "Install it with: pip install 'pollux-flows[tables]'"
     assert read_all(scan_table(addresses["csv"], rows_per_chunk=9)) == ROWS
     assert read_all(scan_table(addresses["jsonl"], rows_per_chunk=9)) == ROWS
 
@@ -432,7 +432,7 @@ def test_large_rows_make_small_chunks(ending: str, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
-def test_memory_is_that_of_a_block(ending: str, tmp_path: Path) -> None:
+def test_reading_a_large_table_needs_the_memory_of_one_block(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"t.{ending}"
     line = f"{'x' * 2000},y\n" if ending == "csv" else f'{{"a": "{"x" * 2000}"}}\n'
     path.write_text(("a,b\n" if ending == "csv" else "") + line * 10_000)  # 20 MB

@@ -1,4 +1,4 @@
-"""Templates: only column names are evaluated, and the cells of a row are never read as a template."""
+"""Tests of templates: only column names are evaluated, and the cells of a row are never read as a template."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def render(text: str, **row: Any) -> str:
     return Template.parse(text).render(row)
 
 
-def test_columns_are_filled_in() -> None:
+def test_a_template_is_filled_with_the_cells_of_a_row() -> None:
     template = Template.parse("Summarize {title}: {body} ({title})")
     assert template.columns == ("title", "body")
     assert template.render({"title": "A", "body": "B", "other": 1}) == "Summarize A: B (A)"
@@ -31,7 +31,7 @@ def test_double_braces_are_braces() -> None:
 
 
 @pytest.mark.parametrize("name", ["0", "two words", "ä-é", "a/b", "$x", "__class__", "a(b)", "x%"])
-def test_any_other_name_is_a_name(name: str) -> None:
+def test_a_column_may_have_any_other_name(name: str) -> None:
     assert Template.parse(f"{{{name}}}").render({name: "cell"}) == "cell"
 
 
@@ -58,13 +58,13 @@ def test_any_other_name_is_a_name(name: str) -> None:
         (" \n", "blank"),
     ],
 )
-def test_anything_but_a_name_is_refused(text: str, refusal: str) -> None:
-    with pytest.raises(ConfigurationError, match=refusal) as refused:
+def test_a_field_with_more_than_a_name_is_refused(text: str, refusal: str) -> None:
+    with pytest.raises(ConfigurationError, match=refusal) as caught:
         Template.parse(text)
-    assert refused.value.hint
+    assert caught.value.hint
 
 
-def test_a_refusal_says_where() -> None:
+def test_a_refusal_names_the_line_and_column() -> None:
     with pytest.raises(ConfigurationError, match=r"line 2, column 4: '\{a\.b\} and so on'"):
         Template.parse("One\ntwo{a.b} and so on")
 
@@ -75,7 +75,7 @@ def test_a_cell_is_never_read_as_a_template(cell: str) -> None:
 
 
 @given(st.text(), st.text())
-def test_any_text_is_inserted_as_it_is(cell: str, literal: str) -> None:
+def test_any_text_is_inserted_unchanged(cell: str, literal: str) -> None:
     escaped = literal.replace("{", "{{").replace("}", "}}")
     assert render(f">{escaped}{{a}}", a=cell) == f">{literal}{cell}"
 
@@ -99,26 +99,26 @@ def test_any_text_is_inserted_as_it_is(cell: str, literal: str) -> None:
         ([("key", 1)], '[["key", 1]]'),
     ],
 )
-def test_other_values_are_json(value: Any, text: str) -> None:
+def test_values_that_are_no_text_are_rendered_as_json(value: Any, text: str) -> None:
     assert render("{a}", a=value) == text
 
 
 @pytest.mark.parametrize("value", [None, float("nan")])
-def test_a_null_makes_no_prompt(value: object) -> None:
-    with pytest.raises(RowError, match="'a' is null") as refused:
+def test_a_null_cell_is_refused(value: object) -> None:
+    with pytest.raises(RowError, match="'a' is null") as caught:
         render("Say {a}", a=value)
-    assert refused.value.hint
+    assert caught.value.hint
     with pytest.raises(RowError, match="'a' is null"):
         render("Say {a}")
 
 
-def test_a_blank_prompt_is_none() -> None:
+def test_a_blank_prompt_is_refused() -> None:
     assert render("Say {a}", a="") == "Say "
     with pytest.raises(RowError, match="blank"):
         render("{a} ", a="\n")
 
 
-def test_bytes_are_no_text() -> None:
+def test_cells_with_bytes_are_refused() -> None:
     with pytest.raises(RowError, match="bytes"):
         render("{a}", a=b"%PDF")
 

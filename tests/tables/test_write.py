@@ -1,4 +1,4 @@
-"""Tables that are written: input columns unchanged, new ones behind them, under their name only once complete."""
+"""Tests of writing tables: input columns are unchanged, new ones follow, and an output appears once complete."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def copy(address: str, output: str, answers: Sequence[dict[str, Any]] = ()) -> T
     return scan_table(output, rows_per_chunk=2)
 
 
-def in_csv(
+def write_csv(
     path: Path, rows: Sequence[Sequence[str]] = (("a", "b"), ("007", "x"), ("", "=1"), ("1.0", 'y,"\r\n'))
 ) -> str:
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -73,9 +73,9 @@ OUTPUTS = pytest.mark.parametrize("name", ["out.csv", "out.jsonl", "out.ndjson",
 
 
 @OUTPUTS
-def test_new_columns_stand_behind_those_of_the_table(name: str, tmp_path: Path) -> None:
+def test_new_columns_follow_those_of_the_table(name: str, tmp_path: Path) -> None:
     nothing = dict.fromkeys(ANSWER)
-    table = copy(in_csv(tmp_path / "t.csv"), f"{tmp_path}/{name}", [ANSWER, nothing, ANSWER])
+    table = copy(write_csv(tmp_path / "t.csv"), f"{tmp_path}/{name}", [ANSWER, nothing, ANSWER])
     assert table.columns == ["a", "b", *ANSWER]
     rows = read_all(table)
     assert [(row["a"], row["b"]) for row in rows] == [("007", "x"), (None, "=1"), ("1.0", 'y,"\r\n')]
@@ -88,7 +88,7 @@ def test_new_columns_stand_behind_those_of_the_table(name: str, tmp_path: Path) 
 
 
 def test_csv_comes_back_byte_for_byte(tmp_path: Path) -> None:
-    path = in_csv(tmp_path / "t.csv")
+    path = write_csv(tmp_path / "t.csv")
     copy(path, f"{tmp_path}/out.csv")
     assert (tmp_path / "out.csv").read_bytes() == Path(path).read_bytes()
 
@@ -96,7 +96,7 @@ def test_csv_comes_back_byte_for_byte(tmp_path: Path) -> None:
 @settings(max_examples=15)
 @given(rows=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=6))
 def test_any_text_goes_through_all_formats(rows: list[tuple[str, str]], tmp_path: Path) -> None:
-    table = copy(in_csv(tmp_path / "t.csv", [("a", "b"), *rows]), f"{tmp_path}/1.jsonl")
+    table = copy(write_csv(tmp_path / "t.csv", [("a", "b"), *rows]), f"{tmp_path}/1.jsonl")
     for number, name in enumerate(("2.parquet", "3.csv", "4/", "5.jsonl", "6.csv")):
         table = copy(table.address, f"{tmp_path}/{name}")
         assert table.columns == ["a", "b"], number
@@ -105,20 +105,20 @@ def test_any_text_goes_through_all_formats(rows: list[tuple[str, str]], tmp_path
 
 @given(values=st.lists(TEXT, min_size=1, max_size=6))
 def test_a_single_column_has_no_blank_lines(values: list[str], tmp_path: Path) -> None:
-    table = copy(in_csv(tmp_path / "t.csv", [("a",), *((value,) for value in values)]), f"{tmp_path}/o.csv")
+    table = copy(write_csv(tmp_path / "t.csv", [("a",), *((value,) for value in values)]), f"{tmp_path}/o.csv")
     assert read_all(table) == [{"a": value or None} for value in values]
 
 
-def test_half_a_character_in_an_answer_is_replaced(tmp_path: Path) -> None:
+def test_a_lone_surrogate_in_an_answer_is_replaced(tmp_path: Path) -> None:
     for name in ("o.csv", "o.jsonl", "o.parquet"):
-        table = copy(in_csv(tmp_path / "t.csv"), f"{tmp_path}/{name}", [ANSWER | {"answer": "\ud800"}] * 3)
+        table = copy(write_csv(tmp_path / "t.csv"), f"{tmp_path}/{name}", [ANSWER | {"answer": "\ud800"}] * 3)
         assert read_all(table)[0]["answer"] == "\ufffd"
 
 
 # --- JSON lines ---------------------------------------------------------------------------------------------
 
 
-def in_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> str:
+def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -128,7 +128,7 @@ def test_types_of_json_become_types_of_parquet(tmp_path: Path) -> None:
         {"i": 1, "f": 1, "b": True, "t": "x", "n": None, "o": {"x": 1}},
         {"i": 2**60, "f": 0.5, "b": None, "t": "ä", "n": None, "o": [1]},
     ]
-    table = copy(in_jsonl(tmp_path / "t.jsonl", rows), f"{tmp_path}/o.parquet")
+    table = copy(write_jsonl(tmp_path / "t.jsonl", rows), f"{tmp_path}/o.parquet")
     assert table.schema is not None
     assert [str(field.type) for field in table.schema] == ["int64", "double", "bool", "string", "string", "string"]
     assert read_all(table)[0] == rows[0] | {"f": 1.0, "o": '{"x": 1}'}
@@ -145,8 +145,8 @@ def test_types_of_json_become_types_of_parquet(tmp_path: Path) -> None:
         ([1, 2**64], "'a' holds an integer of more than 64 bits in row 2"),
     ],
 )
-def test_mixed_types_are_refused_for_parquet_alone(values: list[Any], shown: str, tmp_path: Path) -> None:
-    address = in_jsonl(tmp_path / "t.jsonl", [{"a": value} for value in values])
+def test_mixed_types_are_refused_only_for_parquet(values: list[Any], shown: str, tmp_path: Path) -> None:
+    address = write_jsonl(tmp_path / "t.jsonl", [{"a": value} for value in values])
     with pytest.raises(ConfigurationError, match=shown):
         copy(address, f"{tmp_path}/o.parquet")
     assert not (tmp_path / "o.parquet").exists()
@@ -178,7 +178,7 @@ TYPED = pa.table(
 
 
 @pytest.mark.parametrize("name", ["o.parquet", "o/"])
-def test_parquet_keeps_its_schema_and_values(name: str, tmp_path: Path) -> None:
+def test_parquet_is_written_with_its_schema_and_values(name: str, tmp_path: Path) -> None:
     pq.write_table(TYPED, tmp_path / "t.parquet")
     stored = pq.read_table(tmp_path / "t.parquet")
     table = copy(str(tmp_path / "t.parquet"), f"{tmp_path}/{name}", [ANSWER, ANSWER])
@@ -191,7 +191,7 @@ def test_parquet_keeps_its_schema_and_values(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["o.csv", "o.jsonl"])
-def test_parquet_becomes_text(name: str, tmp_path: Path) -> None:
+def test_parquet_values_are_written_as_text(name: str, tmp_path: Path) -> None:
     pq.write_table(TYPED, tmp_path / "t.parquet")
     first, second = read_all(copy(str(tmp_path / "t.parquet"), f"{tmp_path}/{name}"))
     is_csv = name.endswith("csv")
@@ -217,19 +217,19 @@ def test_parquet_becomes_text(name: str, tmp_path: Path) -> None:
 def test_large_tables_are_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "_PART_ROWS", 3)
     rows = [(str(number), "x") for number in range(8)]
-    table = copy(in_csv(tmp_path / "t.csv", [("a", "b"), *rows]), f"{tmp_path}/o/")
+    table = copy(write_csv(tmp_path / "t.csv", [("a", "b"), *rows]), f"{tmp_path}/o/")
     assert [each.name for each in sorted((tmp_path / "o").iterdir())] == [
         f"part-0000{part}.parquet" for part in range(4)
     ]
     assert [row["a"] for row in read_all(table)] == [a for a, _ in rows]
 
 
-# --- Complete or not at all ---------------------------------------------------------------------------------
+# --- Complete outputs ---------------------------------------------------------------------------------------
 
 
 @OUTPUTS
-def test_an_output_appears_complete(name: str, tmp_path: Path) -> None:
-    table = scan_table(in_csv(tmp_path / "t.csv"), rows_per_chunk=10)
+def test_an_output_appears_once_it_is_complete(name: str, tmp_path: Path) -> None:
+    table = scan_table(write_csv(tmp_path / "t.csv"), rows_per_chunk=10)
     place = tmp_path / name
     for answer in ("first", "second"):
         before = place.stat().st_ino if place.exists() else None
@@ -246,7 +246,7 @@ def test_an_output_appears_complete(name: str, tmp_path: Path) -> None:
 
 @OUTPUTS
 def test_writers_that_are_complete_at_once_leave_the_output_of_one(name: str, tmp_path: Path) -> None:
-    table = scan_table(in_csv(tmp_path / "t.csv"), rows_per_chunk=10)
+    table = scan_table(write_csv(tmp_path / "t.csv"), rows_per_chunk=10)
     rows = read_chunk(table.chunks[0])
     for _ in range(20):
         files = [TableWriter(resolve_table_output(f"{tmp_path}/{name}"), table, ADDED[:1]) for _ in range(4)]
@@ -271,11 +271,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_killed_run_leaves_nothing_under_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor, once another run writes there, under any other."""
+def test_a_killed_run_leaves_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later run that writes to the same place removes the unfinished files."""
     names = ["o.csv", "o.jsonl", "o.parquet", "f/"]
     (tmp_path / "o.csv").write_text("earlier")
-    path = in_csv(tmp_path / "t.csv")
+    path = write_csv(tmp_path / "t.csv")
     arguments = [path, *(f"{tmp_path}/{name}" for name in names)]
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
     assert done.returncode == -signal.SIGKILL
@@ -287,7 +287,7 @@ def test_a_killed_run_leaves_nothing_under_the_name(tmp_path: Path, monkeypatch:
     alive = [TableWriter(resolve_table_output(f"{tmp_path}/{name}"), table, []) for name in names]
     for name in names:
         copy(path, f"{tmp_path}/{name}")
-    for file in alive:  # others that write there are left alone
+    for file in alive:  # the files of running writers are not removed
         file.write(read_chunk(table.chunks[0]))
         file.complete()
     assert sorted(each.name for each in tmp_path.iterdir()) == ["f", "o.csv", "o.jsonl", "o.parquet", "t.csv"]
@@ -298,13 +298,13 @@ def test_a_folder_that_a_killed_writer_has_moved_away_is_removed(
 ) -> None:
     monkeypatch.setattr("pollux_flows.output._ABANDONED_S", -1.0)
     (tmp_path / "f.0123abcd.unfinished.earlier").mkdir()
-    copy(in_csv(tmp_path / "t.csv"), f"{tmp_path}/f/")
+    copy(write_csv(tmp_path / "t.csv"), f"{tmp_path}/f/")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["f", "t.csv"]
 
 
-def test_an_address_is_written_to(tmp_path: Path) -> None:
+def test_a_table_is_written_to_an_address(tmp_path: Path) -> None:
     for name in ("o.csv", "o.jsonl", "o.parquet"):
-        table = copy(in_csv(tmp_path / "t.csv"), f"memory://tables-out/{name}", [ANSWER] * 3)
+        table = copy(write_csv(tmp_path / "t.csv"), f"memory://tables-out/{name}", [ANSWER] * 3)
         assert (table.rows, len(table.columns)) == (3, 7)
     assert [each["name"] for each in fsspec.filesystem("memory").ls("/tables-out")] == [
         f"/tables-out/{name}" for name in ("o.csv", "o.jsonl", "o.parquet")
@@ -314,7 +314,7 @@ def test_an_address_is_written_to(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_begun_leaves_the_earlier_object(
     object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    table = scan_table(in_csv(tmp_path / "t.csv"), rows_per_chunk=10)
+    table = scan_table(write_csv(tmp_path / "t.csv"), rows_per_chunk=10)
     for name, begin in (("o.parquet", "ParquetRows"), ("o.csv", "csv_text")):
         object_store.objects[f"lake/{name}"] = b"earlier"
         monkeypatch.setattr(writer, begin, lambda *_: 1 / 0)
@@ -324,21 +324,21 @@ def test_a_file_that_cannot_be_begun_leaves_the_earlier_object(
     assert object_store.objects == {"lake/o.parquet": b"earlier", "lake/o.csv": b"earlier"}
 
 
-def test_a_disk_that_fails_is_told_in_words(tmp_path: Path) -> None:
-    table = scan_table(in_csv(tmp_path / "t.csv"), rows_per_chunk=10)
+def test_a_failed_write_raises_a_configuration_error(tmp_path: Path) -> None:
+    table = scan_table(write_csv(tmp_path / "t.csv"), rows_per_chunk=10)
     for name in ("o.csv", "o.parquet"):
         file = TableWriter(str(tmp_path / "there" / name), table, [])
         for each in (tmp_path / "there").iterdir():
             each.unlink()
         file.write(read_chunk(table.chunks[0]))
-        with pytest.raises(ConfigurationError, match="could not be written") as refused:
+        with pytest.raises(ConfigurationError, match="could not be written") as caught:
             file.complete()
-        assert "answers are reused" in str(refused.value.hint)
+        assert "answers are reused" in str(caught.value.hint)
         file.discard()
 
 
-def test_a_manifest_that_cannot_be_written_is_told_in_words_and_leaves_the_earlier_output(tmp_path: Path) -> None:
-    table, output = scan_table(in_csv(tmp_path / "t.csv"), rows_per_chunk=9), tmp_path / "out.csv"
+def test_a_manifest_that_cannot_be_written_leaves_the_earlier_output(tmp_path: Path) -> None:
+    table, output = scan_table(write_csv(tmp_path / "t.csv"), rows_per_chunk=9), tmp_path / "out.csv"
     output.write_text("earlier")
     (tmp_path / "out.csv.manifest.json").mkdir()
     with (
@@ -350,12 +350,12 @@ def test_a_manifest_that_cannot_be_written_is_told_in_words_and_leaves_the_earli
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
-    table = scan_table(in_csv(tmp_path / "t.csv", [("a", "answer"), ("1", "2")]), rows_per_chunk=10)
+    table = scan_table(write_csv(tmp_path / "t.csv", [("a", "answer"), ("1", "2")]), rows_per_chunk=10)
     with pytest.raises(ConfigurationError, match="two columns 'answer'"):
         TableWriter(str(tmp_path / "o.csv"), table, ADDED)
 
 
-# --- Places -------------------------------------------------------------------------------------------------
+# --- Output addresses ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -363,17 +363,17 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     [
         (" ", "blank"),
         ("out.xlsx", "ends with none of .parquet, .jsonl, .ndjson, .csv"),
-        ("https://example.com/out.parquet", "only read from"),
+        ("https://example.com/out.parquet", "read-only"),
         ("s3://user:password@bucket/out.parquet", "password"),
-        ("memory://bucket/out/", "a folder on another system"),
+        ("memory://bucket/out/", "a remote folder"),
         ("/proc/out.parquet", "cannot be written to"),
         ("/proc/out/", "cannot be written to"),
     ],
 )
-def test_a_place_for_no_table_is_refused(output: str, refusal: str) -> None:
-    with pytest.raises(ConfigurationError, match=refusal) as refused:
+def test_an_unusable_output_is_refused(output: str, refusal: str) -> None:
+    with pytest.raises(ConfigurationError, match=refusal) as caught:
         resolve_table_output(output)
-    assert refused.value.hint
+    assert caught.value.hint
 
 
 def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
@@ -384,17 +384,17 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
         resolve_table_output(str(tmp_path))
 
 
-def test_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("pyarrow", "pyarrow.compute", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigurationError, match="pyarrow"):
         resolve_table_output(str(tmp_path / "o.parquet"))
-    copy(in_csv(tmp_path / "t.csv"), f"{tmp_path}/o.jsonl")
+    copy(write_csv(tmp_path / "t.csv"), f"{tmp_path}/o.jsonl")
 
 
 @OUTPUTS
 def test_a_deployed_run_replaces_only_what_a_run_wrote(name: str, tmp_path: Path) -> None:
-    table = scan_table(in_csv(tmp_path / "t.csv"), rows_per_chunk=10)
+    table = scan_table(write_csv(tmp_path / "t.csv"), rows_per_chunk=10)
     output, place = f"{tmp_path}/{name}", tmp_path / name
     with (
         apply_restrictions(Restrictions(environment={})),

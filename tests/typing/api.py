@@ -67,7 +67,7 @@ class Invoice(BaseModel):
 
 
 def documents() -> None:
-    """As a person writes them."""
+    """Documents, as users write them."""
     Config(provider="gemini", model="gemini-2.5-flash-lite")
     config = Config(
         provider="openai",
@@ -109,7 +109,7 @@ def documents() -> None:
 
 
 def answers(envelope: ResultEnvelope) -> None:
-    """As an object and as the mapping of the seeds."""
+    """An envelope, as an object and as the mapping of the seeds."""
     assert_type(envelope.answers, list[str])
     assert_type(envelope.text, str)
     assert_type(envelope.usage, dict[str, int])
@@ -122,7 +122,7 @@ def answers(envelope: ResultEnvelope) -> None:
 
 
 def errors(error: RateLimitError) -> None:
-    """What they know."""
+    """The fields of errors."""
     assert_type(error.hint, str | None)
     assert_type(error.status_code, int | None)
     assert_type(error.retry_after_s, float | None)
@@ -170,7 +170,7 @@ async def columns(config: Config, provider: PolluxProvider, table: pl.DataFrame)
 
 
 async def later(config: Config, source: Source) -> None:
-    """Handed in now, collected later."""
+    """Deferred calls: they are submitted now, and collected later."""
     handle = await defer_many(["Why?", "How?"], sources=[source], config=config, options=Options(), run_key="nightly")
     assert_type(handle, DeferredHandle)
     assert_type(await defer("Why?", source=source, config=config), DeferredHandle)
@@ -203,7 +203,7 @@ async def jobs(provider: PolluxProvider, source: Source) -> None:
 
 
 async def flows(provider: PolluxProvider, source: Source) -> None:
-    """Each in both forms, with the same parameters."""
+    """Flows, each in both forms with equal parameters."""
     options = Options(temperature=0.5)
     assert_type(realtime("Why?", provider), ResultEnvelope)
     assert_type(realtime("Why?", provider, sources=[source], options=options), ResultEnvelope)

@@ -1,1 +1,1 @@
-"""Anthropic, over its Messages API."""
+"""Anthropic, through its Messages API."""

@@ -1,4 +1,4 @@
-"""Batches at Anthropic: the rows in one request, the results in one stream."""
+"""Batches at Anthropic: the rows are sent in one request, and the results are one stream."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LIMITS: Final = BatchLimits(rows=100_000, size_bytes=256_000_000 - 1000)
 TAKES_A_FILE: Final = False
 KEEPS_NAMES: Final = False
-# The response of a row is that of a call.
+# The response of a row has the form of that of a call.
 read_answer: Final = generate.read_answer
 
 _PATH: Final = "/v1/messages/batches"
@@ -39,19 +39,19 @@ _STATES: Final[dict[str, BatchState]] = {"in_progress": "running", "canceling": 
 
 def row(call: Call, key: str) -> bytes:
     if not _KEY.fullmatch(key):
-        raise InternalError(f"Anthropic takes no row with the key {key!r}.")
+        raise InternalError(f"Anthropic accepts no row with the key {key!r}.")
     return lines.line({"custom_id": key, "params": generate.request(call)})
 
 
 async def create(client: AsyncAnthropic, _model: str, _tag: str, rows: Rows, _file_id: str | None) -> Batch:
-    # The SDK takes the rows only as objects, hundreds of megabytes of them.
+    # Without the SDK, which takes the rows only as objects, perhaps hundreds of megabytes.
     size = len(_BEFORE) + (await asyncio.to_thread(rows.path.stat)).st_size + len(_AFTER)
     options: Any = {"headers": {"content-length": str(size)}}
     return _batch(await client.post(_PATH, content=_body(rows.path), cast_to=object, options=options))
 
 
 async def _body(path: Path) -> AsyncIterator[bytes]:
-    """Stream the rows as a JSON list: commas replace the line breaks, so it is as long as the file."""
+    """Stream the rows as a JSON list. Commas replace the line breaks, so its length is known from the file."""
     yield _BEFORE
     with await asyncio.to_thread(path.open, "rb") as file:
         block = await asyncio.to_thread(file.read, _BLOCK)
@@ -87,7 +87,7 @@ async def download(client: AsyncAnthropic, batch: Batch, into: IO[bytes]) -> Non
     for address in batch.results:
         options: Any = {"headers": {"accept": "application/binary"}}
         url = str(_check_origin(client.base_url, address))
-        # The SDK's own `results` would fetch the batch again, and send the key to any address that it names.
+        # Without the SDK's `results`, which would fetch the batch again, and send the key to any address in it.
         response = await client.get(url, cast_to=httpx2.Response, options=options, stream=True)
         async with aclosing(response):
             async for block in response.aiter_bytes():
@@ -96,15 +96,15 @@ async def download(client: AsyncAnthropic, batch: Batch, into: IO[bytes]) -> Non
 
 
 def _check_origin(base: httpx2.URL, address: str) -> httpx2.URL:
-    """Return the URL of the results; raise an APIError if it is on another host, where the key may not go."""
+    """Return the URL of the results. Raises an APIError if it is on another host, which must not get the key."""
     try:
         url = base.join(address)
     except (httpx2.InvalidURL, TypeError, ValueError):
         url = httpx2.URL()
     if _origin(url) != _origin(base):
         raise APIError(
-            f"anthropic says that the results are at {url.host or 'no address'}, and the key is for {base.host} only.",
-            hint="If that is right, set base_url to the address that the results are to come from.",
+            f"anthropic reports results at {url.host or 'no address'}, but the key is only for {base.host}.",
+            hint="If this is correct, set base_url to the address of the results.",
             retryable=False,
         )
     return url

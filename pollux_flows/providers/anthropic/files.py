@@ -12,7 +12,7 @@ from pollux_flows.state.upload import Uploaded
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
-# The provider deletes the file after this. Longer than the batch window, so that the last row of a job still finds it.
+# The lifetime of a file at the provider, which is longer than a batch may take.
 STORED_S: Final = 48 * 3600
 GONE: Final = frozenset({404})
 
@@ -25,7 +25,7 @@ async def upload(client: AsyncAnthropic, file: FileToSend) -> Uploaded:
 
 
 async def ready(_client: AsyncAnthropic, uploaded: Uploaded) -> Uploaded:
-    """Return the file: it is ready at once."""
+    """Return the file, which is ready at once."""
     return uploaded
 
 

@@ -1,4 +1,4 @@
-"""Calls to Anthropic's Messages API: connects, builds the request, sends it and reads the answer."""
+"""Calls to Anthropic's Messages API: connect, build the request, send it and read the answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pollux_flows.providers.base import (
     as_text,
     call_id,
     counts,
-    merged,
+    merge_raw_options,
     read_body,
     reader,
     text_in,
@@ -54,9 +54,9 @@ STATUSES: Final = {
     "timeout_error": 504,
     "overloaded_error": 529,
 }
-"""The HTTP statuses of errors that come without one: under HTTP 200, and in the rows of a batch."""
+"""The equivalent HTTP statuses of errors under HTTP 200, and in the rows of a batch."""
 _MOST_BREAKPOINTS: Final = 4
-# Other blocks take no breakpoint.
+# Other blocks cannot have a breakpoint.
 _MARKABLE: Final = {"text", "image", "document", "tool_use", "tool_result"}
 _ANSWER_TOOL: Final = "give_structured_answer"
 _ROOM_FOR_THE_ANSWER: Final = 4096
@@ -67,7 +67,7 @@ async def connect(config: Config) -> AsyncIterator[AsyncAnthropic]:
     from anthropic import AsyncAnthropic  # costs 0.6 s, needed only when a call is made
 
     async with http.sdk_client(config, OWN_ADDRESSES["anthropic"]) as transport:
-        # Retries are ours: the SDK's would wait for a Retry-After of any length, while holding our slot.
+        # Retries are ours, as the SDK's would wait for a Retry-After of any length while our slot is occupied.
         client = AsyncAnthropic(
             api_key=http.key(config),
             base_url=http.address(config, OWN_ADDRESSES["anthropic"]),
@@ -75,8 +75,8 @@ async def connect(config: Config) -> AsyncIterator[AsyncAnthropic]:
             timeout=transport.timeout,
             http_client=transport,
         )
-        client.auth_token = None  # the key is the only credential, whatever else the environment holds
-        if not config.may_use_environment:  # the SDK has read the environment all the same
+        client.auth_token = None  # the key is the only credential, whatever the environment holds
+        if not config.may_use_environment:  # the SDK has read the environment nevertheless
             client._custom_headers = {}  # noqa: SLF001 (ANTHROPIC_CUSTOM_HEADERS: no argument switches it off)
         yield client
 
@@ -84,7 +84,7 @@ async def connect(config: Config) -> AsyncIterator[AsyncAnthropic]:
 async def generate(client: AsyncAnthropic, call: Call) -> Answer:
     import httpx2
 
-    # `post` sends the body and returns the JSON unchanged: batch rows are read by the same code.
+    # `post` sends the body and returns the JSON unchanged, so that batch rows can be read by the same code.
     response = await client.post("/v1/messages", body=request(call), cast_to=httpx2.Response)
     return await read_body(read_answer, response.content)
 
@@ -107,7 +107,7 @@ def request(call: Call) -> dict[str, Any]:
     }
     if call.implicit_caching and "cache_control" not in raw:
         _mark_prefix(body, call, raw)
-    return merged({name: value for name, value in body.items() if value is not None}, raw)
+    return merge_raw_options({name: value for name, value in body.items() if value is not None}, raw)
 
 
 @reader
@@ -150,7 +150,7 @@ def read_answer(message: Any) -> Answer:
 
 
 def _read_block(index: int, block: dict[str, Any]) -> tuple[dict[str, Any], str | ToolCall | None]:
-    """Return a content block with its text or tool call; raise if it cannot be read."""
+    """Return a content block with its text or tool call. Raises if it cannot be read."""
     match block.get("type"):
         case "text":
             return block, text_in(block, "text")
@@ -165,11 +165,11 @@ def _read_block(index: int, block: dict[str, Any]) -> tuple[dict[str, Any], str 
 
 
 def _mark_prefix(body: dict[str, Any], call: Call, raw: dict[str, Any]) -> None:
-    """Set the cache breakpoint in a request's body, unless the caller's own fields leave no room for one.
+    """Set the cache breakpoint in a request's body, unless the caller's own fields use all breakpoints.
 
     Anthropic caches the prefix before it, in the order tools, system, messages. A single call has it at its end, so
-    that the next turn of the conversation reads all of it. In several calls with a shared prefix it stands before the
-    prompt: the prefix that one of them writes is then read by the others.
+    that the next turn of the conversation reads all of it. Calls with a shared prefix have it before the prompt, so
+    that the prefix that one of them writes is read by the others.
     """
     if _count_breakpoints(raw) >= _MOST_BREAKPOINTS:
         return
@@ -179,7 +179,7 @@ def _mark_prefix(body: dict[str, Any], call: Call, raw: dict[str, Any]) -> None:
 
 
 def _mark_before_prompt(body: dict[str, Any], call: Call, control: dict[str, str]) -> bool:
-    """Mark the last block before the prompt, else the system instruction or the last tool; return whether one is."""
+    """Mark the last block before the prompt, or the system instruction or the last tool. False if there is none."""
     blocks = [(message, index) for message in body["messages"] for index in range(len(message["content"]))]
     if call.prompt is not None:
         blocks.pop()
@@ -208,7 +208,7 @@ def _count_breakpoints(value: Any) -> int:
 
 
 def _usage(usage: Any) -> dict[str, int]:
-    """Read the token counts: Anthropic's input excludes cached tokens and cache writes, ours includes both."""
+    """Read the token counts. Anthropic's input excludes cached tokens and cache writes, our usage includes both."""
     usage = as_object(usage)
     found = counts(
         plain=usage.get("input_tokens"),
@@ -236,7 +236,7 @@ def _billing(usage: Any, blocks: list[dict[str, Any]]) -> Billing:
 
 
 def _max_tokens(model: str, options: Options) -> int:
-    """Return the required limit: the caller's, else 16,384 or the model's, with room for the answer beside thinking."""
+    """Return the required limit: the caller's, or 16,384, or the model's, with room for the answer beside thinking."""
     if options.max_tokens is not None:
         return options.max_tokens
     usual = 8192 if model.startswith("claude-3-5") else 4096 if model.startswith("claude-3-") else 16384
@@ -260,11 +260,11 @@ def _answer_tool(options: Options) -> dict[str, Any] | None:
     answer_schema = options.response_json_schema()
     if answer_schema is None or dialects.for_anthropic(answer_schema).strict:
         return None
-    answer_schema = dialects.opened(answer_schema)
+    answer_schema = dialects.resolve_root(answer_schema)
     thinks = options.reasoning_effort or options.reasoning_budget_tokens
     if options.tools or thinks or answer_schema.get("type") != "object":
         raise ConfigurationError(
-            "Anthropic does not support this response_schema (it has a free-form map, recursion or the like).",
+            "Anthropic does not support this response_schema (because of a free-form map, recursion or similar).",
             hint="Use named fields only; or make its root an object, and leave tools and reasoning out.",
         )
     return {"name": _ANSWER_TOOL, "description": "Give the answer.", "input_schema": answer_schema}
@@ -291,7 +291,7 @@ def _output_config(model: str, options: Options) -> dict[str, Any] | None:
         config["effort"] = options.reasoning_effort
     if (answer_schema := options.response_json_schema()) is not None:
         wire = dialects.for_anthropic(answer_schema)
-        if wire.strict:  # else `_answer_tool` is used
+        if wire.strict:  # otherwise `_answer_tool` is used
             config["format"] = {"type": "json_schema", "schema": wire.schema}
     return config or None
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.files.mime import is_text_like
 from pollux_flows.providers.base import Call, PriorTurn
-from pollux_flows.providers.material import IMAGES, Delivery, Material, check_size, check_web, refused
+from pollux_flows.providers.material import IMAGES, Delivery, Material, check_size, check_web, refusal
 from pollux_flows.source import Source
 from pollux_flows.turn import Turn, arguments_of
 
@@ -21,23 +21,23 @@ _THOUGHTS: Final = {"thinking", "redacted_thinking"}
 def delivery(source: Source, mime_type: str, size_bytes: int | None) -> Delivery:
     """Return the delivery of a source: files as uploads, texts inside the request, web addresses as links.
 
-    Text files other than text/plain go inside the request, too.
+    Text files other than text/plain are also sent inside the request.
     """
     if source.source_type in {"text", "json"}:
         if not str(source.text).strip():
-            raise ConfigurationError("Anthropic takes no empty text.", hint=f"Leave {source.identifier!r} out.")
+            raise ConfigurationError("Anthropic accepts no empty text.", hint=f"Leave {source.identifier!r} out.")
         check_size("Anthropic", source, size_bytes, _LARGEST_TEXT, "That much text fits no model; send a part of it.")
         return "text"
     if source.source_type == "youtube":
-        raise refused("Anthropic", source, mime_type, "Use gemini, which watches YouTube itself.")
+        raise refusal("Anthropic", source, mime_type, "Use gemini, which watches YouTube itself.")
     seen = mime_type == "application/pdf" or mime_type in IMAGES
     if source.source_type != "file":
         if not seen:
-            raise refused("Anthropic", source, mime_type, "It fetches PDFs and images only; download the rest first.")
+            raise refusal("Anthropic", source, mime_type, "It fetches PDFs and images only; download the rest first.")
         check_web("Anthropic", source, mime_type, ("https",))
         return "link"
     if not seen and not is_text_like(mime_type):
-        raise refused("Anthropic", source, mime_type, "It takes PDFs, text and images; gemini takes audio and video.")
+        raise refusal("Anthropic", source, mime_type, "It takes PDFs, text and images; gemini takes audio and video.")
     if is_text_like(mime_type) and mime_type != "text/plain":
         check_size("Anthropic", source, size_bytes, _LARGEST_TEXT, "That much text fits no model; send a part of it.")
         return "text"
@@ -59,7 +59,7 @@ def part(material: Material) -> dict[str, Any]:
 
 
 def messages(call: Call, *, thinks: bool) -> list[dict[str, Any]]:
-    """Write all turns, this one last; consecutive turns of one side, such as tool results, are one message."""
+    """Write all turns, this one last. Consecutive turns of one side, such as tool results, are one message."""
     made: list[dict[str, Any]] = []
     for entry in call.turns:
         role = "assistant" if entry.turn.role == "assistant" else "user"
@@ -70,8 +70,8 @@ def messages(call: Call, *, thinks: bool) -> list[dict[str, Any]]:
             made.append({"role": role, "content": content})
     if made[0]["role"] != "user":
         raise ConfigurationError(
-            "Anthropic takes no conversation that begins with an assistant's turn.",
-            hint="Begin history with a user's turn, or put that greeting into system_instruction.",
+            "Anthropic accepts no conversation that begins with an assistant's turn.",
+            hint="Begin history with a user's turn, or move that turn into system_instruction.",
         )
     if thinks and _calls_without_thought(made):
         raise ConfigurationError(
@@ -82,7 +82,7 @@ def messages(call: Call, *, thinks: bool) -> list[dict[str, Any]]:
 
 
 def _calls_without_thought(made: list[dict[str, Any]]) -> bool:
-    """Return whether the last tool results belong to calls made without thinking; in a loop, its first turn counts."""
+    """Return whether the last tool results belong to calls made without thinking. In a loop, its first turn counts."""
     begins = [message["content"][0].get("type") if message["content"] else None for message in made]
     first = len(made) - 1
     while begins[first] == "tool_result":

@@ -26,6 +26,6 @@ _COUNTED: Final = {
 
 
 async def count(client: AsyncAnthropic, call: Call) -> TokenCount:
-    """Count the tokens of a call's request: instructions, tools and schema included."""
+    """Count the tokens of a call's request, including instructions, tools and schema."""
     body = {name: value for name, value in request(call).items() if name in _COUNTED}
     return await ask_counter(client, "/v1/messages/count_tokens", body)

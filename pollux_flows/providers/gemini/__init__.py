@@ -1,1 +1,1 @@
-"""Gemini, over the Developer API."""
+"""Gemini, through the Developer API."""

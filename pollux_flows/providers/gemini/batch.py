@@ -1,6 +1,6 @@
-"""Batches at Gemini: rows in one file, results in another.
+"""Batches at Gemini: the rows are one file, and the results another.
 
-The SDK drops the counts of a batch and the reason why it failed, and fails on an empty page; so the JSON is requested
+The SDK drops the counts of a batch and the reason of a failure, and fails on an empty page, so the JSON is requested
 and read without it.
 """
 
@@ -31,11 +31,11 @@ from pollux_flows.providers.gemini import generate
 if TYPE_CHECKING:
     from pollux_flows.providers.gemini.client import Connection
 
-# Google publishes no number of rows for this API; on Vertex the same service takes 200,000 a job.
+# Google publishes no limit of rows for this API; on Vertex the same service takes 200,000 per job.
 LIMITS: Final = BatchLimits(rows=200_000, size_bytes=2_000_000_000)
 TAKES_A_FILE: Final = True
 KEEPS_NAMES: Final = True
-# The response of a row is that of a call.
+# The response of a row has the form of that of a call.
 read_answer: Final = generate.read_answer
 
 _PAGE: Final = 100
@@ -60,7 +60,7 @@ _STATUSES: Final = {
     16: 401,
 }  # fmt: skip
 _LEFT: Final[dict[int, RowStatus]] = {_CANCELLED: "cancelled", _TOO_LATE: "expired"}
-# The fields that stand beside the generationConfig of a request, and not in it.
+# The fields of a request that are not part of its generationConfig.
 _BESIDE: Final = (
     "systemInstruction", "safetySettings", "tools", "toolConfig", "cachedContent", "labels", "serviceTier", "store",
 )  # fmt: skip
@@ -139,7 +139,7 @@ def result(line: bytes) -> Result:
 
 
 def _in_camel_case(value: Any) -> Any:
-    """Return the value with fields named as in a realtime response: a results file may have them in snake_case."""
+    """Return the value with the field names of a realtime response, as a results file may have them in snake_case."""
     if isinstance(value, list):
         return [_in_camel_case(item) for item in value]
     if not isinstance(value, dict):

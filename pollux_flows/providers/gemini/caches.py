@@ -20,7 +20,7 @@ _PAGE: Final = 100
 
 
 async def create(client: Connection, cache: CacheToCreate) -> ProviderCache:
-    """Create a cache; its expiry is the one that Gemini reports or, without one, counted from the request."""
+    """Create a cache. Its expiry is the one that Gemini reports or, without one, counted from the request."""
     from google.genai import types
 
     asked_at = time.time()

@@ -1,4 +1,4 @@
-"""The Gemini client, one a run."""
+"""The Gemini client, one per run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Connection:
         return self.sdk.aio
 
     async def ask(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None) -> Any:
-        """Send a request and return the JSON of its response unchanged; raise an UpstreamError for an error status."""
+        """Send a request and return the JSON of its response unchanged. Raises an UpstreamError for an error status."""
         response = await self._transport.request(
             method,
             f"{self._base.rstrip('/')}/{_VERSION}/{path}",
@@ -61,8 +61,8 @@ async def connect(config: Config) -> AsyncIterator[Connection]:
         with http.idle_client() as idle:
             sdk = Client(
                 api_key=key,
-                vertexai=False,  # else GOOGLE_GENAI_USE_VERTEXAI in the environment would change every path
-                # Else GOOGLE_GENAI_CLIENT_MODE could record each call to a file, or replay it from one.
+                vertexai=False,  # otherwise GOOGLE_GENAI_USE_VERTEXAI in the environment would change every path
+                # Otherwise GOOGLE_GENAI_CLIENT_MODE could record each call to a file, or replay it from one.
                 debug_config=DebugConfig(client_mode=None),
                 http_options=types.HttpOptions(
                     base_url=base,
@@ -70,7 +70,7 @@ async def connect(config: Config) -> AsyncIterator[Connection]:
                     timeout=int(config.timeout_s * 1000),
                     httpx_async_client=transport,
                     httpx_client=idle,
-                    async_client_args={"ssl": http.tls()},  # not used, but else the SDK reads all certificates
+                    async_client_args={"ssl": http.tls()},  # unused, but otherwise the SDK reads all certificates
                 ),
             )
             yield Connection(sdk, transport, base, key)

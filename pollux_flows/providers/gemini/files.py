@@ -37,7 +37,7 @@ async def upload(client: Connection, file: FileToSend) -> Uploaded:
 
 
 async def ready(client: Connection, uploaded: Uploaded) -> Uploaded:
-    """Wait until Gemini has processed the file (a video takes a while), and return it; raise if that fails."""
+    """Wait until Gemini has processed the file (a video takes a while), and return it. Raises if that fails."""
     polls = 0
     while uploaded.details:
         file = await client.aio.files.get(name=uploaded.file_id)

@@ -1,4 +1,4 @@
-"""Calls to Gemini: builds the request, sends it and reads the answer."""
+"""Calls to Gemini: build the request, send it and read the answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pollux_flows.providers.base import (
     as_text,
     call_id,
     counts,
-    merged,
+    merge_raw_options,
     read_body,
     reader,
     text_in,
@@ -38,17 +38,17 @@ _BLOCKED: Final = {
     "SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "MODEL_ARMOR",
     "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION",
 }  # fmt: skip
-# Gemini 2 thinks by a number of tokens where Gemini 3 thinks by a level; these are Google's own equivalents.
+# Gemini 2 takes a thinking budget in tokens, Gemini 3 a level; these are Google's own equivalents.
 _BUDGETS: Final = {"minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576}
 _MODES: Final = {"auto": "AUTO", "required": "ANY", "none": "NONE"}
 
 
 async def generate(client: Connection, call: Call) -> Answer:
     response = await client.aio.models.generate_content(**request(call))
-    came = response.sdk_http_response
-    answer = await read_body(read_answer, (came and came.body) or "null")
-    # The tier that answered, which may differ from the one asked for, stands only in a header.
-    if tier := ((came and came.headers) or {}).get("x-gemini-service-tier"):
+    received = response.sdk_http_response
+    answer = await read_body(read_answer, (received and received.body) or "null")
+    # The tier that answered, which may differ from the requested one, is only in a header.
+    if tier := ((received and received.headers) or {}).get("x-gemini-service-tier"):
         billing = answer.billing.model_copy(update={"service_tier": tier.lower()})
         answer = answer.model_copy(update={"billing": billing})
     return answer
@@ -71,14 +71,14 @@ def request(call: Call) -> dict[str, Any]:
         **_answer_schema(options.response_json_schema()),
     }
     settings = {name: value for name, value in fields.items() if value is not None}
-    settings = merged(settings, _in_snake_case((options.provider_options or {}).get("gemini", {})))
+    settings = merge_raw_options(settings, _in_snake_case((options.provider_options or {}).get("gemini", {})))
     try:
         config = types.GenerateContentConfig(
             **settings,
             # One call is one request: no automatic continuation, no automatic function calls.
             automatic_continuation=False,
             automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
-            # The raw JSON: the SDK's own parser drops unknown fields, and errors under HTTP 200.
+            # The raw JSON, as the SDK's own parser drops unknown fields, and errors under HTTP 200.
             should_return_http_response=True,
         )
     except (ValidationError, TypeError) as error:
@@ -90,7 +90,7 @@ def request(call: Call) -> dict[str, Any]:
 
 
 def _in_snake_case(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return the raw options under the names of the SDK's fields; they may be in the API's spelling."""
+    """Return the raw options under the names of the SDK's fields, as they may have the API's spelling."""
     from google.genai import types
 
     names = {field.alias: name for name, field in types.GenerateContentConfig.model_fields.items()}
@@ -101,8 +101,8 @@ def _all_tools(call: Call) -> list[types.Tool] | None:
     """Return the caller's tools, and the one that opens addresses if a source asks for it."""
     from google.genai import types
 
-    opens = any(material.source.gemini_url_context for material in call.everything)
-    # Functions last, as the SDK sends them: rows of a batch, which bypass the SDK, must be the same.
+    opens = any(material.source.gemini_url_context for material in call.all_materials)
+    # Functions last, as the SDK sends them, so that rows of a batch, which bypass the SDK, are equal.
     return [
         *([types.Tool(url_context=types.UrlContext())] if opens else []),
         *(tools(call.options.tools) or []),
@@ -160,7 +160,7 @@ def read_answer(response: Any) -> Answer:
 
 
 def _read_part(index: int, part: dict[str, Any]) -> tuple[dict[str, Any], ToolCall | None]:
-    """Return a part with its tool call, if it is one; raise if it cannot be read."""
+    """Return a part with its tool call, if it is one. Raises if it cannot be read."""
     if part.get("text"):
         text_in(part, "text")
     if not (called := part.get("functionCall")):
@@ -178,7 +178,7 @@ def _finish_reason(raw: str | None, calls: list[ToolCall]) -> FinishReason | Non
 
 
 def _usage(usage: Any) -> dict[str, int]:
-    """Read the token counts: Gemini's output excludes thoughts and its prompt tool results, ours include them."""
+    """Read the token counts. Gemini's output excludes thoughts and its prompt tool results; our usage includes them."""
     usage = as_object(usage)
     found = counts(
         prompt=usage.get("promptTokenCount"),

@@ -11,14 +11,14 @@ from pydantic import ValidationError
 
 from pollux_flows.errors import ConfigurationError
 from pollux_flows.providers.base import Call, PriorTurn
-from pollux_flows.providers.material import Delivery, Material, check_size, check_web, refused
+from pollux_flows.providers.material import Delivery, Material, check_size, check_web, refusal
 from pollux_flows.source import Source
 from pollux_flows.turn import Turn, arguments_of
 
 if TYPE_CHECKING:
     from google.genai import types
 
-# Types that Gemini refuses with "Unsupported MIME type". The types that it takes grow each year.
+# Types that Gemini refuses with "Unsupported MIME type". It accepts more types each year.
 _UNREADABLE: Final = (
     "application/octet-stream",
     "application/zip",
@@ -41,7 +41,7 @@ def delivery(source: Source, mime_type: str, size_bytes: int | None) -> Delivery
         check_web("Gemini", source, mime_type, ("http", "https", "gs"))
         return "link"
     if mime_type.startswith(_UNREADABLE):
-        raise refused("Gemini", source, mime_type, "Save it as PDF or text, or pass its real type as mime_type=….")
+        raise refusal("Gemini", source, mime_type, "Save it as PDF or text, or pass its real type as mime_type=….")
     check_size("Gemini", source, size_bytes, _LARGEST, "Split the file.")
     return "upload"
 
@@ -71,7 +71,7 @@ def _part(material: Material) -> types.Part:
 
 
 def contents(call: Call) -> list[types.Content]:
-    """Write all turns, this one last; consecutive turns of one side, such as tool results, are one content."""
+    """Write all turns, this one last. Consecutive turns of one side, such as tool results, are one content."""
     from google.genai import types
 
     made: list[types.Content] = []
@@ -84,7 +84,7 @@ def contents(call: Call) -> list[types.Content]:
             made.append(types.Content(role=role, parts=turn))
     if made[0].role == "model" and any(part.function_call for part in made[0].parts or []):
         raise ConfigurationError(
-            "Gemini takes no conversation that begins with a tool call.", hint="Begin history with a user's turn."
+            "Gemini accepts no conversation that begins with a tool call.", hint="Begin history with a user's turn."
         )
     return made
 
@@ -145,7 +145,7 @@ def _response(turn: Turn, calling: types.Content | None) -> types.FunctionRespon
         content = json.loads(turn.content)
     except ValueError:
         content = turn.content
-    # Only an id that the model sent goes back: some models send none, and ours is internal.
+    # Only an id that the model sent is sent back: some models send none, and ours are internal.
     ids = {part.function_call.id for part in (calling and calling.parts) or [] if part.function_call}
     return types.FunctionResponse(
         id=turn.tool_call_id if turn.tool_call_id in ids else None,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 async def count(client: Connection, call: Call) -> TokenCount:
-    """Count the tokens of a call's request: instructions, tools and schema included."""
+    """Count the tokens of a call's request, including instructions, tools and schema."""
     name = call.model.removeprefix("models/")
     request = {"model": f"models/{name}", **request_json(call)}
     path = f"models/{quote(name, safe='')}:countTokens"

@@ -1,1 +1,1 @@
-"""OpenAI, over its Responses API."""
+"""OpenAI, through its Responses API."""

@@ -1,4 +1,4 @@
-"""Batches at OpenAI: rows in one file, results in two."""
+"""Batches at OpenAI: the rows are one file, and the results two, one of them with errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LIMITS: Final = BatchLimits(rows=50_000, size_bytes=200_000_000)
 TAKES_A_FILE: Final = True
 KEEPS_NAMES: Final = True
-# The response of a row is that of a call.
+# The response of a row has the form of that of a call.
 read_answer: Final = generate.read_answer
 
 _ENDPOINT: Final = "/v1/responses"
@@ -95,26 +95,26 @@ def result(line: bytes) -> Result:
     row = lines.read(line)
     key, response, error = as_text(row.get("custom_id")), as_object(row.get("response")), row.get("error")
     if error:
-        return _failed(key, None, error)
+        return _failed_result(key, None, error)
     if not response:
         raise ValueError("a line of the results has neither a response nor an error")
     status, body = response.get("status_code"), response.get("body")
     if status == _OK and isinstance(body, dict):
         return Result(key, "succeeded", response=body, code=as_text(body.get("status")))
-    return _failed(key, status if type(status) is int else None, as_object(body).get("error") or body)
+    return _failed_result(key, status if type(status) is int else None, as_object(body).get("error") or body)
 
 
-def _failed(key: str | None, http_status: int | None, error: Any) -> Result:
+def _failed_result(key: str | None, http_status: int | None, error: Any) -> Result:
     fields = as_object(error)
     code = as_text(fields.get("code")) or as_text(fields.get("type"))
     status = _LEFT.get(str(code), "failed")
-    passing = may_pass(http_status or _CODES.get(str(code)), code)
+    is_temporary = may_pass(http_status or _CODES.get(str(code)), code)
     return Result(
         key,
         status,
         error=as_text(fields.get("message")) or (str(error) if error and not fields else None) or "no reason given",
         code=code or (None if http_status is None else str(http_status)),
-        retryable=True if status != "failed" else passing,
+        retryable=True if status != "failed" else is_temporary,
     )
 
 

@@ -11,7 +11,7 @@ from pollux_flows.state.upload import Uploaded
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-# The provider deletes the file after this. Longer than the batch window, so that the last row of a job still finds it.
+# The lifetime of a file at the provider, which is longer than a batch may take.
 STORED_S: Final = 48 * 3600
 GONE: Final = frozenset({404})
 _PURPOSES: Final[dict[Purpose, Literal["user_data", "batch"]]] = {"source": "user_data", "batch": "batch"}
@@ -27,7 +27,7 @@ async def upload(client: AsyncOpenAI, file: FileToSend) -> Uploaded:
 
 
 async def ready(_client: AsyncOpenAI, uploaded: Uploaded) -> Uploaded:
-    """Return the file: it is ready at once."""
+    """Return the file, which is ready at once."""
     return uploaded
 
 

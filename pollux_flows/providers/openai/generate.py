@@ -1,4 +1,4 @@
-"""Calls to OpenAI's Responses API: connects, builds the request, sends it and reads the answer."""
+"""Calls to OpenAI's Responses API: connect, build the request, send it and read the answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pollux_flows.providers.base import (
     as_text,
     call_id,
     counts,
-    merged,
+    merge_raw_options,
     read_body,
     reader,
     text_in,
@@ -46,7 +46,7 @@ async def connect(config: Config) -> AsyncIterator[AsyncOpenAI]:
     from openai import AsyncOpenAI  # costs 0.3 s, needed only when a call is made
 
     async with http.sdk_client(config, OWN_ADDRESSES["openai"]) as transport:
-        # Retries are ours: the SDK's would send, and pay for, requests that nothing counts.
+        # Retries are ours, as the SDK's would send, and pay for, requests that are not counted.
         client = AsyncOpenAI(
             api_key=http.key(config),
             base_url=http.address(config, OWN_ADDRESSES["openai"]),
@@ -54,8 +54,8 @@ async def connect(config: Config) -> AsyncIterator[AsyncOpenAI]:
             timeout=transport.timeout,
             http_client=transport,
         )
-        client.admin_api_key = None  # no call of ours is an administrator's
-        if not config.may_use_environment:  # the SDK has read the environment all the same
+        client.admin_api_key = None  # our calls need no administrator's key
+        if not config.may_use_environment:  # the SDK has read the environment nevertheless
             client.organization = client.project = None
             client._custom_headers = {}  # noqa: SLF001 (OPENAI_CUSTOM_HEADERS: no argument switches it off)
         yield client
@@ -76,13 +76,13 @@ async def generate(client: AsyncOpenAI, call: Call) -> Answer:
 async def _respond(client: AsyncOpenAI, call: Call) -> Answer:
     import httpx2
 
-    # `post` sends the body and returns the JSON unchanged: batch rows are read by the same code.
+    # `post` sends the body and returns the JSON unchanged, so that batch rows can be read by the same code.
     response = await client.post("/responses", body=request(call), cast_to=httpx2.Response)
     return await read_body(read_answer, response.content)
 
 
 def _is_unknown_response(response_id: str, error: APIStatusError) -> bool:
-    """Return whether the error refuses the response id; some servers of this protocol send it without a code."""
+    """Return whether the error refuses the response id. Some servers of this protocol send it without a code."""
     return error.code == _FORGOTTEN or (error.status_code in {400, 404} and response_id in error.message)
 
 
@@ -106,17 +106,17 @@ def request(call: Call) -> dict[str, Any]:
         "prompt_cache_key": None if "prompt_cache_key" in raw else call.prefix_key,
         "prompt_cache_options": None if "prompt_cache_options" in raw else _cache_options(call),
     }
-    return merged({name: value for name, value in body.items() if value is not None}, raw)
+    return merge_raw_options({name: value for name, value in body.items() if value is not None}, raw)
 
 
 def _cache_options(call: Call) -> dict[str, str] | None:
-    """Return the cache lifetime where the caller can choose it: half an hour by default, or half a day."""
+    """Return the cache lifetime if the caller can choose it: half an hour by default, or half a day."""
     is_long = call.options.cache_ttl == "1h" and bills_cache_writes(call.model)
     return {"mode": "implicit", "ttl": "12h"} if is_long else None
 
 
 def _include(options: Options) -> list[str] | None:
-    """Ask for encrypted reasoning if a reasoning model has tools: it is sent back with a call's result."""
+    """Request encrypted reasoning if a reasoning model has tools, as it is sent back with the result of a call."""
     thinks = options.reasoning_effort not in {None, "none"}
     return ["reasoning.encrypted_content"] if options.tools and thinks else None
 
@@ -143,8 +143,8 @@ def read_answer(response: Any) -> Answer:
         if piece.get("text")
     ]
     calls = [_tool_call(item) for item in output if item.get("type") == "function_call"]
-    came = map(as_object, response["output"])
-    is_named_here = any(item.get("type") == "function_call" and not item.get("call_id") for item in came)
+    received = map(as_object, response["output"])
+    is_named_here = any(item.get("type") == "function_call" and not item.get("call_id") for item in received)
     status = as_text(response.get("status"))
     cut = as_text(as_object(response.get("incomplete_details")).get("reason"))
     answer = Answer(
@@ -155,7 +155,7 @@ def read_answer(response: Any) -> Answer:
         billing=_billing(response, output),
         reasoning="\n\n".join(thoughts) or None,
         tool_calls=calls,
-        # The id of a response that was not stored is useless, as is one with a call whose id OpenAI did not assign.
+        # The id is useless if the response was not stored, or if it has a call whose id OpenAI did not assign.
         response_id=None if response.get("store") is False or is_named_here else as_text(response.get("id")),
         model=as_text(response.get("model")),
         note=" ".join(refusals) or None,
@@ -165,7 +165,7 @@ def read_answer(response: Any) -> Answer:
 
 
 def _read_item(items: ItemReader, index: int, item: dict[str, Any]) -> dict[str, Any]:
-    """Return an output item with its readable pieces; raise if the item itself cannot be read."""
+    """Return an output item with its readable pieces. Raises if the item itself cannot be read."""
     match item.get("type"):
         case "message":
             return {**item, "content": items.read_each(item.get("content"), _read_piece)}
@@ -204,7 +204,7 @@ def _finish_reason(status: str | None, cut: str | None, calls: list[ToolCall]) -
 
 
 def _usage(usage: Any) -> dict[str, int]:
-    """Read the token counts: OpenAI's input includes cached tokens and writes, its output reasoning, as ours do."""
+    """Read the token counts. As in our usage, input includes cached tokens and cache writes, and output reasoning."""
     usage = as_object(usage)
     read = as_object(usage.get("input_tokens_details"))
     written = as_object(usage.get("output_tokens_details"))
@@ -224,7 +224,7 @@ def _billing(response: dict[str, Any], output: list[dict[str, Any]]) -> Billing:
     return Billing(
         service_tier=as_text(response.get("service_tier")),
         long_cache_write_tokens=as_count(as_object(read.get("cache_write_tokens_details")).get("ttl_12h_tokens")),
-        # web_search_call, file_search_call, code_interpreter_call, …: all calls but those that the caller runs.
+        # web_search_call, file_search_call, code_interpreter_call, …: all calls except those that the caller runs.
         server_tools=sum(kind.endswith("_call") and kind != "function_call" for kind in used),
     )
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pollux_flows.files.mime import is_text_like
 from pollux_flows.providers.base import Call, PriorTurn
-from pollux_flows.providers.material import IMAGES, Delivery, Material, check_size, check_web, refused
+from pollux_flows.providers.material import IMAGES, Delivery, Material, check_size, check_web, refusal
 from pollux_flows.source import Source
 from pollux_flows.turn import Turn
 
@@ -30,10 +30,10 @@ def delivery(source: Source, mime_type: str, size_bytes: int | None) -> Delivery
         check_size("OpenAI", source, size_bytes, _LARGEST_TEXT, "That much text fits no model; send a part of it.")
         return "text"
     if source.source_type == "youtube":
-        raise refused("OpenAI", source, mime_type, "Use gemini, which watches YouTube itself.")
+        raise refusal("OpenAI", source, mime_type, "Use gemini, which watches YouTube itself.")
     document = mime_type == "application/pdf" or mime_type.startswith(_OFFICE)
     if not document and mime_type not in IMAGES and not is_text_like(mime_type):
-        raise refused("OpenAI", source, mime_type, "It takes documents, text and images; gemini takes audio and video.")
+        raise refusal("OpenAI", source, mime_type, "It takes documents, text and images; gemini takes audio and video.")
     if source.source_type != "file":
         check_web("OpenAI", source, mime_type)
         return "link"
@@ -61,7 +61,7 @@ def part(material: Material) -> dict[str, Any]:
 
 
 def items(call: Call) -> list[dict[str, Any]]:
-    """Write all turns, this one last; with a stored response's id, only those after its answer."""
+    """Write all turns, this one last; with the id of a stored response, only those after its answer."""
     turns = call.turns
     if call.response_id is not None:
         answered = max(index for index, entry in enumerate(turns) if entry.turn.role == "assistant")
@@ -95,7 +95,7 @@ def _items(entry: PriorTurn) -> Iterator[dict[str, Any]]:
 
 
 def _replay_item(item: dict[str, Any]) -> dict[str, Any]:
-    """Return an item to send back without the id of its stored form, which may have expired; reasoning needs it."""
+    """Return an item to send back without its id, whose stored form may have expired. Reasoning needs the id."""
     if item.get("type") == "reasoning":
         return {"summary": [], **{name: item[name] for name in _REASONING if name in item}}
     return {name: value for name, value in item.items() if name not in {"id", "status"}}

@@ -1,1 +1,1 @@
-"""OpenRouter, over its chat completions API."""
+"""OpenRouter, through its chat completions API."""

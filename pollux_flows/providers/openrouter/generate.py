@@ -1,4 +1,4 @@
-"""Calls to OpenRouter's chat completions: connects, builds the request, sends it and reads the answer."""
+"""Calls to OpenRouter's chat completions: connect, build the request, send it and read the answer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from pollux_flows.base_url import OWN_ADDRESSES
 from pollux_flows.config import Config
 from pollux_flows.providers import chat, http
-from pollux_flows.providers.base import Call, PriorTurn, merged
-from pollux_flows.providers.material import IMAGES, Delivery, Material, check_size, check_web, refused
+from pollux_flows.providers.base import Call, PriorTurn, merge_raw_options
+from pollux_flows.providers.material import IMAGES, Delivery, Material, check_size, check_web, refusal
 from pollux_flows.result import Answer
 from pollux_flows.schemas import dialects
 from pollux_flows.source import Source
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # The fields to send back unchanged: reasoning with its signatures, and the text of parsed PDFs.
 _STATE: Final[tuple[str, ...]] = ("reasoning_details", "annotations")
-# Our limit, not OpenRouter's: every call under way holds the file in memory, a third larger in base64.
+# Our limit, not OpenRouter's, as every call in flight holds the file in memory, a third larger in base64.
 _LARGEST: Final = 20 * 1024 * 1024
 
 
@@ -30,8 +30,8 @@ def connect(config: Config) -> AbstractAsyncContextManager[httpx2.AsyncClient]:
 
 async def generate(client: httpx2.AsyncClient, call: Call) -> Answer:
     answer = await chat.complete(client, request(call))
-    came = _make_provider_state(answer)
-    return answer if came is None else answer.model_copy(update={"provider_state": came})
+    state = _make_provider_state(answer)
+    return answer if state is None else answer.model_copy(update={"provider_state": state})
 
 
 def request(call: Call) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def request(call: Call) -> dict[str, Any]:
     options = call.options
     body = chat.body(call, [_message(entry) for entry in call.turns])
     raw = (options.provider_options or {}).get("openrouter", {})
-    if "plugins" not in raw and any(material.mime_type == "application/pdf" for material in call.everything):
+    if "plugins" not in raw and any(material.mime_type == "application/pdf" for material in call.all_materials):
         # Without a named engine, OpenRouter may choose one that is billed by the page.
         body["plugins"] = [{"id": "file-parser", "pdf": {"engine": "cloudflare-ai"}}]
     if options.reasoning_effort is not None:
@@ -51,10 +51,10 @@ def request(call: Call) -> dict[str, Any]:
         # A request with tool calls and results must declare the tools, even if none is to be called now.
         body["tools"] = [_tool({"name": name}) for name in call.tools_called]
         body["tool_choice"] = "none"
-    # On other routes the provider behind OpenRouter caches by itself, or not at all.
+    # On other routes the provider behind OpenRouter caches automatically, or not at all.
     if call.implicit_caching and "cache_control" not in raw and call.model.removeprefix("~").startswith("anthropic/"):
         _mark_prefix(body["messages"], call)
-    return merged({name: value for name, value in body.items() if value is not None}, raw)
+    return merge_raw_options({name: value for name, value in body.items() if value is not None}, raw)
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def delivery(source: Source, mime_type: str, size_bytes: int | None) -> Delivery
     if source.source_type in {"text", "json"}:
         return "text"
     if mime_type != "application/pdf" and mime_type not in IMAGES:
-        raise refused("OpenRouter", source, mime_type, "It takes PDFs and images; pass text with Source.from_text.")
+        raise refusal("OpenRouter", source, mime_type, "It takes PDFs and images; pass text with Source.from_text.")
     if source.source_type != "file":
         check_web("OpenRouter", source, mime_type)
         return "link"
@@ -128,7 +128,7 @@ def _assistant_message(turn: Turn) -> dict[str, Any]:
 
 
 def _mark_prefix(messages: list[dict[str, Any]], call: Call) -> None:
-    """Set the breakpoint before the prompt, or after the system instruction if that is all there is."""
+    """Set the cache breakpoint before the prompt, or after the system instruction if there is nothing else."""
     control = {"type": "ephemeral", "ttl": "1h"} if call.options.cache_ttl == "1h" else {"type": "ephemeral"}
     asks = call.is_one_of_many and call.prompt is not None
     for message in reversed(messages):

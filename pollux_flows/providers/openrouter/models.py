@@ -1,4 +1,4 @@
-"""OpenRouter's model catalogue: the one check of a request that needs the network."""
+"""OpenRouter's model catalogue, which requests are checked against. Only this check needs the network."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _NEEDED: Final = {
 
 @dataclass(frozen=True)
 class _Model:
-    """A model's entry in the catalogue; None where a fact is missing, and then nothing is refused."""
+    """A model's entry in the catalogue. A missing fact is None, and nothing is refused because of it."""
 
     says: list[str] | None  # its output modalities
     sees: list[str] | None  # its input modalities
     takes: list[str] | None  # its parameters
 
 
-# By address: when the catalogue was read, and its models.
+# For each address, the time when the catalogue was read, and its models.
 _catalogues: dict[str, tuple[float, dict[str, _Model]]] = {}
 
 
 async def check(client: httpx2.AsyncClient, call: Call) -> None:
-    """Raise if the model is unknown, or does not support an option, which OpenRouter itself would silently ignore."""
+    """Raise if the model is unknown, or does not support an option, which OpenRouter would silently ignore."""
     catalogue = await _catalogue(client)
     # A variant (model:free, model:nitro) is the same model on another route.
     model = catalogue.get(call.model) or catalogue.get(call.model.partition(":")[0])
@@ -55,9 +55,11 @@ async def check(client: httpx2.AsyncClient, call: Call) -> None:
         )
     if model.says is not None and "text" not in model.says:
         raise ConfigurationError(f"{call.model} does not answer in text.", hint="Choose a model that does.")
-    shown = any(material.mime_type.startswith("image/") for material in call.everything)
+    shown = any(material.mime_type.startswith("image/") for material in call.all_materials)
     if shown and model.sees is not None and "image" not in model.sees:
-        raise ConfigurationError(f"{call.model} sees no images.", hint="Choose a model that does, or leave them out.")
+        raise ConfigurationError(
+            f"{call.model} accepts no images.", hint="Choose a model that does, or leave them out."
+        )
     for name, enough in _NEEDED.items():
         is_set = getattr(call.options, name) not in (None, []) or (name == "tools" and call.tools_called)
         if is_set and model.takes is not None and not enough.intersection(model.takes):
