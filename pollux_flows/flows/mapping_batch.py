@@ -131,7 +131,7 @@ class BatchRunner:
                 shared = (set((await _load_identities(job)).values()) & missing.keys()) - asked
                 unanswered = await _save_answers_of_other(job, shared) if shared and job.is_complete else {}
             except PolluxError as error:
-                get_run_logger().warning("What %s asks cannot be compared with this table: %s", job.name, error)
+                get_run_logger().warning("The questions of %s cannot be compared with this table: %s", job.name, error)
                 continue
             if shared and not job.is_complete and (not is_resumed or job.created_at < began):
                 under_way.append((job, shared))
