@@ -21,10 +21,11 @@ import fsspec
 from pydantic import Field
 
 from pollux_flows import access
-from pollux_flows.address import check_no_credentials, is_path, local_path, protocol, redact_address
+from pollux_flows.address import check_no_credentials, is_path, local_path, protocol, redact_address, redact_text
 from pollux_flows.answer_rows import AnswerRow, csv_header, csv_lines, json_lines
 from pollux_flows.document import Record
 from pollux_flows.errors import ConfigurationError, PolluxError, SourceError
+from pollux_flows.file_system import find_file_system
 
 Bucket = Literal["succeeded", "failed", "expired", "cancelled", "invalid_output", "missing"]
 """The result of a prompt. Each prompt of an output counts in exactly one bucket."""
@@ -115,17 +116,30 @@ def output_path(output: str, name: str) -> str:
 
 
 def check_writable(path: str) -> None:
-    """Raise a ConfigurationError if no file can be created at `path`. Only local paths are checked."""
-    fs, _ = fsspec.core.url_to_fs(path)
-    if not is_local(fs):
-        return
+    """Raise a ConfigurationError if no file can be created at `path`. An empty one is created beside it and removed."""
     try:
-        NewFile(path.removesuffix("/")).discard()
-    except OSError as error:
+        _create_and_remove(path.removesuffix("/"))
+    except Exception as error:  # noqa: BLE001 (each file system has errors of its own)
         raise ConfigurationError(
-            f"output {redact_address(path)!r} cannot be written to: {type(error).__name__}: {error}",
+            f"output {redact_address(path)!r} cannot be written to: {describe_error(error)}.",
             hint="Free space, give this process write access, or name another place. Nothing was asked.",
         ) from None
+
+
+def describe_error(error: Exception) -> str:
+    """Return the kind and the reason of a file system's error, without a full stop."""
+    return f"{type(error).__name__}: {redact_text(str(error)).rstrip('.')}"
+
+
+def _create_and_remove(path: str) -> None:
+    fs, place = fsspec.core.url_to_fs(path)
+    if is_local(fs):
+        NewFile(path).discard()
+        return
+    unfinished = _unfinished(place)
+    fs.pipe_file(unfinished, b"")  # an object store reports a missing bucket or right only when a file is complete
+    with suppress(Exception):  # not all who may write may remove
+        fs.rm_file(unfinished)
 
 
 async def write_output(
@@ -163,7 +177,7 @@ async def write_output(
         raise
     except Exception as error:  # noqa: BLE001 (each file system has errors of its own)
         raise ConfigurationError(
-            f"{what} could not be written to {redact_address(path)}: {type(error).__name__}: {error}", hint=hint
+            f"{what} could not be written to {redact_address(path)}: {describe_error(error)}.", hint=hint
         ) from None
 
 
@@ -205,23 +219,33 @@ def manifest_path(path: str) -> str:
 
 def check_replaceable(output: str) -> None:
     """Raise a ConfigurationError for a link, and for an existing file whose manifest shows no run that wrote it."""
-    fs, _ = fsspec.core.url_to_fs(output)
+    fs, _ = find_file_system(output)
     places = [output, manifest_path(output)]
     if is_local(fs) and any(os.path.realpath(place) != place for place in places):
         raise ConfigurationError(
             f"output {redact_address(output)!r} is a link.", hint="Name the file that it points to."
         )
-    if not any(fs.exists(place) for place in places):
-        return
     try:
+        if not any(fs.exists(place) for place in places):
+            return
         written = _AnyManifest.model_validate_json(fs.cat_file(places[1])).output or ""
     except (FileNotFoundError, ConfigurationError):
         written = ""
+    except Exception as error:  # noqa: BLE001 (each file system has errors of its own)
+        raise unreadable_error(output, error) from None
     if output not in {written, os.path.realpath(written)}:
         raise ConfigurationError(
             f"output {redact_address(output)!r} exists already, and no run of this package wrote it.",
             hint="Name another file. The deployment's own parameters may name, and replace, any file.",
         )
+
+
+def unreadable_error(output: str, error: Exception) -> ConfigurationError:
+    """Return the error for an output of which this process cannot find out whether it exists, and who wrote it."""
+    return ConfigurationError(
+        f"output {redact_address(output)!r} may exist already, and cannot be read: {describe_error(error)}.",
+        hint="Give this process read access, or name another place. Nothing was replaced.",
+    )
 
 
 class NewFile:
@@ -230,9 +254,7 @@ class NewFile:
     def __init__(self, url: str) -> None:
         self._fs, self._path = fsspec.core.url_to_fs(url)
         self._is_local = is_local(self._fs)
-        # Two writers of one file use different temporary names, and the later one replaces the file of the earlier one.
-        unfinished = f"{self._path}.{uuid4().hex[:8]}.unfinished"
-        self._written_as = self._path if protocol(url) in _OBJECT_STORES else unfinished
+        self._written_as = self._path if protocol(url) in _OBJECT_STORES else _unfinished(self._path)
         if self._is_local:
             self._fs.makedirs(posixpath.dirname(self._path), exist_ok=True)
             remove_abandoned(self._path)
@@ -256,13 +278,20 @@ class NewFile:
 
     def discard(self) -> None:
         """Remove the unfinished file, best effort, so that the error that led here is the one to be raised."""
+        if self._written_as == self._path:
+            with suppress(Exception):
+                self.file.discard()  # type: ignore[attr-defined]  # closing it would save it
+            self.file.closed = True  # type: ignore[misc]  # or it would be closed in the garbage
+            return
         with suppress(Exception):
-            if self._written_as == self._path:
-                self.file.discard()  # type: ignore[attr-defined]  # close() would save it
-                return
             self.file.close()
         with suppress(Exception):
             self._fs.rm_file(self._written_as)
+
+
+def _unfinished(path: str) -> str:
+    """Return a name for a file that is to replace `path`; another one each time, as several writers may be at work."""
+    return f"{path}.{uuid4().hex[:8]}.unfinished"
 
 
 def lock_unfinished(descriptor: int) -> bool:
@@ -278,7 +307,7 @@ def lock_unfinished(descriptor: int) -> bool:
 
 def remove_abandoned(path: str) -> None:
     """Remove the unfinished files and folders of killed writers of this output."""
-    pattern = re.compile(rf"{re.escape(Path(path).name)}\.[0-9a-f]{{8}}\.unfinished")
+    pattern = re.compile(rf"{re.escape(Path(path).name)}\.[0-9a-f]{{8}}\.unfinished(\.earlier)?")
     with suppress(OSError):
         for entry in Path(path).parent.iterdir():
             # A new file may not be locked yet.

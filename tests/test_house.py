@@ -33,6 +33,7 @@ FLOORS: tuple[set[str], ...] = (
         "options",
         "answer_rows",
         "daemon_thread",
+        "file_system",
         "frames",
         "handles",
         "import_string",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -13,8 +14,19 @@ import pytest
 
 from pollux_flows import ConfigurationError
 from pollux_flows.answer_rows import CSV_COLUMNS, AnswerRow, csv_header, csv_lines, json_lines
-from pollux_flows.output import Manifest, check_writable, output_path, resolve_output, write_output
+from pollux_flows.output import (
+    Manifest,
+    NewFile,
+    check_replaceable,
+    check_writable,
+    output_path,
+    resolve_output,
+    write_output,
+)
 from pollux_flows.result import Answer, CallFailure, Outcome
+from tests.object_store import ObjectStore, object_store
+
+__all__ = ["object_store"]
 
 ANSWER = 'He said "hi",\r\nand\rleft;\n\nmehr: äöü 漢字 🦜\ttab'
 
@@ -209,6 +221,16 @@ async def test_two_concurrent_writers_leave_the_file_of_the_last_one(tmp_path: P
     assert [path.name for path in list_files(tmp_path)] == ["answers.jsonl", "answers.manifest.json"]
 
 
+def test_a_discarded_object_is_not_saved_when_its_file_is_collected_as_garbage(object_store: ObjectStore) -> None:
+    object_store.objects["lake/answers.csv"] = b"earlier"
+    file = NewFile("s3://lake/answers.csv")
+    file.write(b"half")
+    file.discard()
+    del file
+    gc.collect()
+    assert object_store.objects == {"lake/answers.csv": b"earlier"}
+
+
 # --- Paths that cannot be written ---------------------------------------------------------------------------
 
 
@@ -224,3 +246,16 @@ def test_an_unwritable_path_is_refused_before_any_row_is_written(unwritable_path
         check_writable(str(unwritable_path))
     check_writable(str(tmp_path / "new" / "answers.jsonl"))
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_missing_bucket_is_refused_before_any_row_is_written(object_store: ObjectStore) -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot be written to: FileNotFoundError: .* exist\. Free"):
+        check_writable("s3://pond/answers.csv")
+    check_writable("s3://lake/answers.csv")
+    assert object_store.objects == {}
+
+
+def test_an_output_that_cannot_be_looked_up_is_refused_in_words(object_store: ObjectStore) -> None:
+    object_store.is_readable = False
+    with pytest.raises(ConfigurationError, match="may exist already, and cannot be read: PermissionError"):
+        check_replaceable("s3://lake/answers.csv")

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol, TypeVar, cast
 from pollux_flows import access
 from pollux_flows.address import local_path, protocol, redact_location, redact_text
 from pollux_flows.errors import PolluxError, SourceError
+from pollux_flows.file_system import find_file_system
 from pollux_flows.files.file_threads import Pulse
 
 T = TypeVar("T")
@@ -133,7 +134,7 @@ def explain_errors(name: str, work: Callable[[], T]) -> T:
 
 
 def _refusal(name: str, error: Exception) -> SourceError:
-    what, reason = redact_location(name), redact_text(str(error)) or "no reason given"
+    what, reason = redact_location(name), redact_text(str(error)).rstrip(".") or "no reason given"
     match error:
         case ImportError():
             return SourceError(f"{protocol(name)}:// cannot be read here: {reason}.", hint=_missing_package(name))
@@ -167,7 +168,8 @@ def _open(name: str) -> BinaryFile:
         from pollux_flows.files import web
 
         return web.open_web_file(name)
-    file: BinaryFile = _with_filesystem(name, lambda files, path: files.open(path, "rb", block_size=PIECE))
+    files, path = find_file_system(name)
+    file: BinaryFile = files.open(path, "rb", block_size=PIECE)
     return file
 
 
@@ -176,16 +178,9 @@ def _info(name: str) -> dict[str, Any]:
         from pollux_flows.files import web
 
         return web.headers(name)
-    info: dict[str, Any] = _with_filesystem(name, lambda files, path: files.info(path))
+    files, path = find_file_system(name)
+    info: dict[str, Any] = files.info(path)
     return info
-
-
-def _with_filesystem(name: str, question: Callable[[Any, str], Any]) -> Any:
-    """Call `question` with the fsspec file system of an address and the path on it."""
-    import fsspec
-
-    files, path = fsspec.core.url_to_fs(name)
-    return question(files, path)
 
 
 def _seconds(when: Any) -> float | None:

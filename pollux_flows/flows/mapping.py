@@ -7,12 +7,11 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import fsspec
 from prefect import get_run_logger
 from prefect.filesystems import LocalFileSystem
 from prefect.results import aget_default_result_storage
@@ -25,6 +24,7 @@ from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.config import Target
 from pollux_flows.errors import ConfigurationError, InternalError
 from pollux_flows.estimation.api import estimate_scanned
+from pollux_flows.file_system import find_file_system
 from pollux_flows.flows.answering import OnPartial
 from pollux_flows.flows.approval import require_approval
 from pollux_flows.flows.chunks import ChunkRunner, MapRun
@@ -36,7 +36,7 @@ from pollux_flows.mapping.columns import AnswerColumns
 from pollux_flows.mapping.report import MapReport, RowTally
 from pollux_flows.mapping.spec import MapSpec
 from pollux_flows.options import Options
-from pollux_flows.output import manifest_path
+from pollux_flows.output import manifest_path, unreadable_error
 from pollux_flows.pages import count_of
 from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.run_store import confirm_store, store_id
@@ -214,12 +214,15 @@ async def _open_output(
 
 def _is_of_another_run(path: str, run: str) -> bool:
     """Return whether the output exists and was not written by an attempt of this run."""
-    files, place = fsspec.core.url_to_fs(path)
-    if not files.exists(place):
-        return False
-    with suppress(FileNotFoundError, ValueError):  # no manifest, or one of something else
+    files, place = find_file_system(path)
+    try:
+        if not files.exists(place):
+            return False
         return MapReport.model_validate_json(files.cat_file(manifest_path(place))).run != run
-    return True
+    except (FileNotFoundError, ValueError):  # no manifest, or one of something else
+        return True
+    except Exception as error:  # noqa: BLE001 (each file system has errors of its own)
+        raise unreadable_error(path, error) from None
 
 
 def _ending_of(table: str) -> str:

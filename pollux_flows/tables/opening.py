@@ -18,6 +18,7 @@ from typing import IO, Any, Final
 from pollux_flows import access
 from pollux_flows.address import check_no_credentials, is_path, local_path, redact_location
 from pollux_flows.errors import SourceError
+from pollux_flows.file_system import find_file_system
 from pollux_flows.files import place
 from pollux_flows.plain import canonical
 from pollux_flows.tables.copies import Copies, Copy
@@ -101,9 +102,7 @@ def _names_in(folder: str) -> list[str]:
         return os.listdir(local_path(folder))  # noqa: PTH208 (names are wanted)
     if place.is_stream(folder):
         raise SourceError(f"{redact_location(folder)!r}: a folder on the web cannot be listed.", hint="Name its files.")
-    import fsspec
-
-    files, path = fsspec.core.url_to_fs(folder)
+    files, path = find_file_system(folder)
     return [name.rstrip("/").rpartition("/")[2] for name in files.ls(path, detail=False)]
 
 

@@ -6,6 +6,7 @@ earlier output stays.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from pollux_flows.output import (
     NewFile,
     check_replaceable,
     check_writable,
+    describe_error,
     is_local,
     lock_unfinished,
     remove_abandoned,
@@ -132,7 +134,7 @@ class TableWriter:
             raise
         except Exception as error:  # noqa: BLE001 (each file system, and pyarrow, has errors of its own)
             raise ConfigurationError(
-                f"The table could not be written to {redact_address(self._output)!r}: {type(error).__name__}: {error}",
+                f"The table could not be written to {redact_address(self._output)!r}: {describe_error(error)}.",
                 hint="Free space there or name another place, and run again: answers are reused.",
             ) from None
 
@@ -163,8 +165,9 @@ class _TextFile:
 
 class _CsvFile(_TextFile):
     def __init__(self, output: str, columns: Sequence[str], added: Sequence[AddedColumn]) -> None:
+        header = csv_text([[*columns, *(column.name for column in added)]]).encode()
         super().__init__(output, columns, added)
-        self._file.write(csv_text([[*self._columns, *(column.name for column in added)]]).encode())
+        self._file.write(header)
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self._file.write(csv_text(map(self._cells, rows)).encode())
@@ -191,7 +194,11 @@ class _JsonLines(_TextFile):
 class _ParquetFile:
     def __init__(self, output: str, schema: pa.Schema, as_json: frozenset[str]) -> None:
         self._file = NewFile(output)
-        self._rows = ParquetRows(self._file.file, schema, as_json)
+        try:
+            self._rows = ParquetRows(self._file.file, schema, as_json)
+        except BaseException:
+            self._file.discard()
+            raise
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self._rows.write(rows)
@@ -229,12 +236,26 @@ class _Folder:
     def complete(self) -> None:
         self._part.complete()
         _check_folder(str(self._folder))
-        earlier = self._folder.with_name(f"{self._written_as.name}.earlier")
-        if self._folder.exists():
-            self._folder.replace(earlier)
-        self._written_as.replace(self._folder)
+        while not self._replace_earlier():
+            pass
         os.close(self._lock)
-        shutil.rmtree(earlier, ignore_errors=True)
+
+    def _replace_earlier(self) -> bool:
+        """Give the folder its name; return False if another writer has just given it to its own folder."""
+        earlier = self._folder.with_name(f"{self._written_as.name}.earlier")
+        with suppress(FileNotFoundError):
+            self._folder.replace(earlier)
+        try:
+            self._written_as.replace(self._folder)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                with suppress(OSError):
+                    earlier.replace(self._folder)
+                raise
+            return False
+        finally:
+            shutil.rmtree(earlier, ignore_errors=True)  # unless it has its name again
+        return True
 
     def discard(self) -> None:
         self._part.discard()
@@ -258,8 +279,9 @@ def _check_folder(output: str) -> None:
         )
     if access.guards_output(output):
         check_replaceable(output.removesuffix("/"))
-    folder = Path(path)
-    others = sorted(each.name for each in folder.iterdir() if not _PART.fullmatch(each.name)) if folder.is_dir() else []
+    folder, others = Path(path), []
+    with suppress(FileNotFoundError, NotADirectoryError):  # none yet, or another writer is just replacing it
+        others = sorted(each.name for each in folder.iterdir() if not _PART.fullmatch(each.name))
     if others:
         raise ConfigurationError(
             f"output {redact_address(output)!r} is a folder with other files, such as {others[0]!r}.",

@@ -7,6 +7,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -31,10 +32,12 @@ from pollux_flows.pipeline.terms import Terms
 from pollux_flows.simulator import Fault, Simulator
 from pollux_flows.state.slots import RunScope
 from pollux_flows.tables.table import scan_table
+from tests.loopback import until
+from tests.object_store import ObjectStore, object_store
 from tests.prefect.jobs import SaveProvider, no_jobs_are_left, save_provider
 from tests.prefect.runs import find_newest_run, read_pages
 
-__all__ = ["no_jobs_are_left", "save_provider"]
+__all__ = ["no_jobs_are_left", "object_store", "save_provider"]
 
 PROMPT = "Summarize {title}: {body}"
 REVIEWS = [{"title": f"T{number}", "body": f'line "{number}",\nand more'} for number in range(25)]
@@ -193,6 +196,15 @@ def test_wrong_input_is_refused_before_anything_is_asked(
     assert caught.value.hint
     assert simulator.requests == []
     assert not Path("out.csv").exists()
+
+
+def test_an_output_that_cannot_be_looked_up_is_refused_before_anything_is_asked(
+    provider: PolluxProvider, simulator: Simulator, object_store: ObjectStore
+) -> None:
+    object_store.is_readable = False
+    with pytest.raises(ConfigurationError, match="may exist already, and cannot be read"):
+        map_rows(write_csv("in.csv", REVIEWS), PROMPT, provider, "s3://lake/out.csv", if_exists="error")
+    assert simulator.requests == []
 
 
 def test_an_empty_table_is_refused(provider: PolluxProvider) -> None:
@@ -418,6 +430,57 @@ async def test_a_table_is_answered_in_batches(simulator: Simulator, save_provide
     assert again.asked == 25 - report.answered + report.duplicates
     assert again.unanswered == 1
     check_sums(report)
+
+
+async def test_rows_in_a_batch_of_another_run_are_not_submitted_again(
+    simulator: Simulator, save_provider: SaveProvider
+) -> None:
+    provider = await save_provider("openai")
+    simulator.batch_s = 3600
+    run = partial(amap_rows, prompt=f"Overlapping: {PROMPT}", provider=provider, delivery="deferred")
+    first = asyncio.create_task(run(write_csv("first.csv", REVIEWS), output="out-1.csv"))
+    await until(lambda: len(simulator.batches) == 1, within_s=30)
+    longer = [{"title": "new", "body": "one"}, *REVIEWS]
+    second = asyncio.create_task(run(write_csv("second.csv", longer), output="out-2.csv"))
+    await until(lambda: len(simulator.batches) == 2, within_s=30)
+    for batch in simulator.batches:
+        batch.takes_s = 0.0
+    reports = await asyncio.gather(first, second)
+    assert [batch.rows for batch in simulator.batches] == [25, 1]
+    assert [(report.answered, report.asked, report.reused) for report in reports] == [(25, 25, 0), (26, 1, 25)]
+    assert all(row["title"] in row["answer"] for row in read_csv("out-2.csv"))
+    for report in reports:
+        check_sums(report)
+
+
+async def test_a_resumed_run_waits_for_no_batch_that_was_submitted_after_it_began(
+    simulator: Simulator, save_provider: SaveProvider
+) -> None:
+    """The rows in that batch are not submitted a second time."""
+    provider = await save_provider("openai")
+    simulator.batch_s = 3600
+    table = write_csv("in.csv", REVIEWS)
+    parameters = {"table": table, "prompt": f"Resumed: {PROMPT}", "provider": provider.reference, "output": "out.csv"}
+    async with get_client() as client:
+        deployment = await client.create_deployment(
+            await client.create_flow(amap_rows), f"map-{uuid4()}", parameters={**parameters, "delivery": "deferred"}
+        )
+        run = await client.create_flow_run_from_deployment(deployment)
+        with pytest.raises(Pause):
+            await run_flow_async(cast(Any, amap_rows), flow_run=run, parameters=run.parameters)
+        write_csv("in.csv", [*REVIEWS, {"title": "new", "body": "one"}])
+        later = asyncio.create_task(amap_rows(table, f"Resumed: {PROMPT}", provider, "later.csv", delivery="deferred"))
+        await until(lambda: len(simulator.batches) == 2, within_s=30)
+        simulator.batches[0].takes_s = 0.0
+        await acollect()
+        run = await client.read_flow_run(run.id)
+        report: Any = await run_flow_async(cast(Any, amap_rows), flow_run=run, parameters=run.parameters)
+        await client.delete_deployment(deployment)
+    simulator.batches[1].takes_s = 0.0
+    assert (report.rows, report.statuses) == (26, {"answered": 25, "missing": 1})
+    assert [batch.rows for batch in simulator.batches] == [25, 1]
+    last = await later
+    assert (last.asked, last.reused, last.statuses) == (1, 25, {"answered": 26})
 
 
 async def test_a_retry_submits_failed_rows_and_the_cost_includes_both_batches(

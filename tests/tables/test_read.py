@@ -27,6 +27,9 @@ from hypothesis import strategies as st
 from pollux_flows import ConfigurationError, PolluxError, SourceError
 from pollux_flows.access import Restrictions, apply_restrictions
 from pollux_flows.tables.table import Chunk, Table, read_chunk, scan_table
+from tests.object_store import ObjectStore, object_store
+
+__all__ = ["object_store"]
 
 ROWS: list[dict[str, Any]] = [{"id": f"r{number}", "text": f"Text {number}"} for number in range(25)]
 
@@ -121,6 +124,20 @@ def test_tables_are_read_from_addresses(ending: str, tmp_path: Path) -> None:
     files = fsspec.filesystem("memory")
     files.pipe_file(f"/tables/read.{ending}", Path(write(tmp_path / f"t.{ending}", ROWS)).read_bytes())
     assert read_all(scan_table(f"memory://tables/read.{ending}", rows_per_chunk=10)) == ROWS
+
+
+def test_a_folder_at_an_address_is_listed_anew_by_each_scan(object_store: ObjectStore, tmp_path: Path) -> None:
+    parts = [Path(write(tmp_path / f"{n}.parquet", ROWS[:n])).read_bytes() for n in (1, 2, 3)]
+    object_store.objects["lake/t/1.parquet"] = parts[0]
+    assert scan_table("s3://lake/t/", rows_per_chunk=10).rows == 1
+    object_store.objects["lake/t/2.parquet"] = parts[1]
+    assert scan_table("s3://lake/t/", rows_per_chunk=10).rows == 3
+    object_store.objects["lake/t/1.parquet"] = parts[2]
+    table = scan_table("s3://lake/t/", rows_per_chunk=10)
+    assert read_all(table) == [*ROWS[:3], *ROWS[:2]]
+    object_store.objects["lake/t/2.parquet"] = parts[0]
+    with pytest.raises(SourceError, match=r"2\.parquet' changed after it was scanned"):
+        read_all(table)
 
 
 @FORMATS

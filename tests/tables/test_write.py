@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -26,6 +28,9 @@ from pollux_flows.output import Manifest, manifest_path, write_manifest
 from pollux_flows.tables import writer
 from pollux_flows.tables.table import Table, read_chunk, scan_table
 from pollux_flows.tables.writer import AddedColumn, TableWriter, resolve_table_output
+from tests.object_store import ObjectStore, object_store
+
+__all__ = ["object_store"]
 
 ADDED = [
     AddedColumn("answer", "text"),
@@ -239,6 +244,21 @@ def test_an_output_appears_once_it_is_complete(name: str, tmp_path: Path) -> Non
     assert {row["answer"] for row in read_all(scan_table(f"{tmp_path}/{name}", rows_per_chunk=9))} == {"second"}
 
 
+@OUTPUTS
+def test_writers_that_are_complete_at_once_leave_the_output_of_one(name: str, tmp_path: Path) -> None:
+    table = scan_table(write_csv(tmp_path / "t.csv"), rows_per_chunk=10)
+    rows = read_chunk(table.chunks[0])
+    for _ in range(20):
+        files = [TableWriter(resolve_table_output(f"{tmp_path}/{name}"), table, ADDED[:1]) for _ in range(4)]
+        for number, file in enumerate(files):
+            file.write([row | {"answer": str(number)} for row in rows])
+        with ThreadPoolExecutor(len(files)) as threads:
+            for done in [threads.submit(file.complete) for file in files]:
+                done.result()
+        assert len({row["answer"] for row in read_all(scan_table(f"{tmp_path}/{name}", rows_per_chunk=9))}) == 1
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted(["t.csv", name.rstrip("/")])
+
+
 KILLED = """
 import os, signal, sys
 from pollux_flows.tables.table import read_chunk, scan_table
@@ -273,6 +293,15 @@ def test_a_killed_run_leaves_no_output(tmp_path: Path, monkeypatch: pytest.Monke
     assert sorted(each.name for each in tmp_path.iterdir()) == ["f", "o.csv", "o.jsonl", "o.parquet", "t.csv"]
 
 
+def test_a_folder_that_a_killed_writer_has_moved_away_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pollux_flows.output._ABANDONED_S", -1.0)
+    (tmp_path / "f.0123abcd.unfinished.earlier").mkdir()
+    copy(write_csv(tmp_path / "t.csv"), f"{tmp_path}/f/")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["f", "t.csv"]
+
+
 def test_a_table_is_written_to_an_address(tmp_path: Path) -> None:
     for name in ("o.csv", "o.jsonl", "o.parquet"):
         table = copy(write_csv(tmp_path / "t.csv"), f"memory://tables-out/{name}", [ANSWER] * 3)
@@ -280,6 +309,19 @@ def test_a_table_is_written_to_an_address(tmp_path: Path) -> None:
     assert [each["name"] for each in fsspec.filesystem("memory").ls("/tables-out")] == [
         f"/tables-out/{name}" for name in ("o.csv", "o.jsonl", "o.parquet")
     ]
+
+
+def test_a_file_that_cannot_be_begun_leaves_the_earlier_object(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    table = scan_table(write_csv(tmp_path / "t.csv"), rows_per_chunk=10)
+    for name, begin in (("o.parquet", "ParquetRows"), ("o.csv", "csv_text")):
+        object_store.objects[f"lake/{name}"] = b"earlier"
+        monkeypatch.setattr(writer, begin, lambda *_: 1 / 0)
+        with pytest.raises(ConfigurationError, match="ZeroDivisionError"):
+            TableWriter(f"s3://lake/{name}", table, ADDED)
+    gc.collect()
+    assert object_store.objects == {"lake/o.parquet": b"earlier", "lake/o.csv": b"earlier"}
 
 
 def test_a_failed_write_raises_a_configuration_error(tmp_path: Path) -> None:
