@@ -30,8 +30,8 @@ from pollux_flows.errors import PolluxError
 from pollux_flows.flows.chunks import MapRun
 from pollux_flows.flows.submitting import submit_job
 from pollux_flows.flows.waiting import mark_failed, resubmit_if_failed, wait_until_complete
+from pollux_flows.jobs.names import job_name
 from pollux_flows.jobs.store import BlockJobStore
-from pollux_flows.jobs.waiters import job_name
 from pollux_flows.mapping.answer import ChunkAnswers, look_up_chunk
 from pollux_flows.mapping.questions import Question, number_sources
 from pollux_flows.pages import count_of
