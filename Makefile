@@ -21,8 +21,9 @@ demo: $(READY)  ## run the main job offline and show the result
 # long test would come last, with nothing beside them.
 PYTEST := $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 KILLED := $(wildcard tests/*/test_killed*.py)
-test: $(READY)  ## run the tests, but for those of `make processes` and `make browser`
-	$(PYTEST) --ignore tests/processes --ignore-glob '*/test_killed*.py' --ignore tests/browser
+EXAMPLES := tests/prefect/test_docs_examples.py
+test: $(READY)  ## run the tests, but for those of `make processes`, `make docs` and `make browser`
+	$(PYTEST) --ignore tests/processes --ignore-glob '*/test_killed*.py' --ignore $(EXAMPLES) --ignore tests/browser
 
 processes: $(READY)  ## serve flows, cancel and retry their runs, kill processes, use a cluster
 	$(PYTEST) tests/processes $(filter-out tests/processes/%,$(KILLED))
@@ -33,7 +34,8 @@ browser: $(READY)  ## use the UI as a person does, in Chromium, and keep screens
 pictures: browser  ## take the pictures of the documents anew
 	cd docs/images && for picture in *.png; do cp ../../browser-shots/$$picture .; done
 
-docs: $(READY)  ## build the site, in site/
+docs: $(READY)  ## run the examples in the documents, and build the site, in site/
+	$(BIN)/pytest $(EXAMPLES)
 	$(BIN)/sphinx-build -q -W --keep-going docs site
 
 check: $(READY)  ## lint and types
