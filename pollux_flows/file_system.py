@@ -1,4 +1,4 @@
-"""File system: that of an address, by fsspec, without the listings that it has remembered."""
+"""File systems: find the fsspec file system of an address, without its cached listings."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Any, Final
 
 from pollux_flows.address import protocol
 
-# An hour there has 60 requests, and each listing takes one.
+# Keeps its cached listings: each takes one of the 60 requests that an hour has there.
 _LISTED_ONCE: Final = {"github"}
 
 
 def find_file_system(address: str) -> tuple[Any, str]:
     """Return the fsspec file system of an address, and the path on it.
 
-    A remembered listing is forgotten: in a process that lives long, it lacks files that others have written since, and
-    has the earlier versions of those that they have replaced.
+    Cached listings are discarded: in a long-lived process they lack files that others have written since, and have the
+    earlier versions of files that were replaced.
     """
     import fsspec
 

@@ -7,6 +7,7 @@ does not change when it is resumed), and the run count of a task.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
@@ -34,6 +35,11 @@ class Link:
     @property
     def chain(self) -> Chain:
         return ((str(self.run.id), self.mark), *self.tasks)
+
+
+def find_start(run: FlowRun) -> float:
+    """Return when a flow run first started, as seconds since 1970; now for one that the server has not seen start."""
+    return time.time() if run.start_time is None else run.start_time.timestamp()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Mapping
 from itertools import islice
 from typing import Final
 
@@ -25,19 +25,18 @@ async def load_identities(job: Job) -> dict[int, str]:
     return {call.index: call.identity for call in plan.calls}
 
 
-async def save_answers(job: Job, run: str, wanted: Collection[str] | None = None) -> dict[str, Outcome | None]:
-    """Save the answers of a complete job, or those to the wanted calls, as answers of this run.
+async def save_answers(job: Job, identities: Mapping[int, str], run: str) -> dict[str, Outcome | None]:
+    """Save the answers of a complete job to these calls, by their index, as answers of this run.
 
-    Return these calls, each with its outcome if it was not answered. Doing it again changes nothing.
+    Return the calls, each with its outcome if it was not answered. Doing it again changes nothing.
     """
-    identities = await load_identities(job)
-    asked: dict[str, Outcome | None] = {each: None for each in identities.values() if wanted is None or each in wanted}
+    asked: dict[str, Outcome | None] = dict.fromkeys(identities.values())
     storage = (await BlockJobStore.open()).storage
     journal = Journal(open_store(), run)
     await journal.begin()
     async for items in read_pieces(storage, job):
-        outcomes = [_with_cost(item, identities[item.outcome.index]) for item in items]
-        outcomes = [outcome for outcome in outcomes if outcome.identity in asked]
+        wanted = [item for item in items if item.outcome.index in identities]
+        outcomes = [_with_cost(item, identities[item.outcome.index]) for item in wanted]
         asked |= {outcome.identity: outcome for outcome in outcomes if outcome.problem is not None}
         saved = await journal.load_own([outcome.identity for outcome in outcomes])
         answered = {identity for identity, outcome in saved.items() if outcome.problem is None}

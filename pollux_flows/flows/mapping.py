@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -40,7 +39,7 @@ from pollux_flows.output import manifest_path, unreadable_error
 from pollux_flows.pages import count_of
 from pollux_flows.pipeline.terms import Reuse, Terms
 from pollux_flows.run_store import confirm_store, store_id
-from pollux_flows.scope import Lineage, lineage
+from pollux_flows.scope import Lineage, find_start, lineage
 from pollux_flows.state.home import home
 from pollux_flows.state.slots import RunScope
 from pollux_flows.state.store import open_store
@@ -237,10 +236,10 @@ def _share_answers(terms: Terms, here: Lineage) -> Terms:
     A row reuses any answer to its call, so `reuse` only limits the age: any age, no older than the outermost run, or
     no older than the current run.
     """
-    began = (here.flow_run if terms.reuse == "never" else here.outermost).start_time
-    since: float | None = time.time() if began is None else began.timestamp()
+    start = find_start(here.flow_run if terms.reuse == "never" else here.outermost)
+    since: float | None = start
     if terms.reuse == "always":
-        since = None if since is None or terms.max_age is None else since - terms.max_age
+        since = None if terms.max_age is None else start - terms.max_age
     return terms.model_copy(update={"reuse": "always", "max_age": None, "since": since})
 
 

@@ -18,7 +18,7 @@ from pollux_flows.blocks.provider import PolluxProvider
 from pollux_flows.capabilities import check_deferred
 from pollux_flows.config import Config
 from pollux_flows.deferred.job import Job
-from pollux_flows.flows.batch_answers import save_answers
+from pollux_flows.flows.batch_answers import load_identities, save_answers
 from pollux_flows.flows.chunks import MapRun
 from pollux_flows.flows.shared_batches import take_shared_questions
 from pollux_flows.flows.submitting import submit_job
@@ -92,4 +92,4 @@ class BatchRunner:
             )
         await resubmit_if_failed(job)
         self.job = await wait_until_complete(job.name)
-        return await save_answers(self.job, self.run.scope.run)
+        return await save_answers(self.job, await load_identities(self.job), self.run.scope.run)

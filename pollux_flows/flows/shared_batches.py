@@ -22,7 +22,7 @@ from pollux_flows.jobs.store import BlockJobStore
 from pollux_flows.mapping.questions import Question
 from pollux_flows.pages import count_of
 from pollux_flows.result import Outcome
-from pollux_flows.scope import Lineage, lineage
+from pollux_flows.scope import Lineage, find_start, lineage
 
 # The run of a job that was collected longer ago has saved its answers, or will not.
 _RECENT_S: Final = 86_400.0
@@ -30,10 +30,10 @@ _RECENT_S: Final = 86_400.0
 
 @dataclass(frozen=True)
 class SharedBatch:
-    """A job of another run, and the identities of those of its calls that answer questions of this table."""
+    """A job of another run, and those of its calls that ask questions of this table: their identities by index."""
 
     job: Job
-    calls: set[str]
+    calls: dict[int, str]
 
     async def wait(self) -> dict[str, Outcome]:
         """Wait until the job is complete, save its answers to these calls, and return the outcomes of the others."""
@@ -47,7 +47,7 @@ class SharedBatch:
 
     async def save(self, job: Job) -> dict[str, Outcome]:
         """Save the answers of the complete job to these calls, and return the outcomes of those without an answer."""
-        outcomes = await save_answers(job, f"job {job.name}", self.calls)
+        outcomes = await save_answers(job, self.calls, f"job {job.name}")
         return {identity: outcome for identity, outcome in outcomes.items() if outcome is not None}
 
 
@@ -64,16 +64,18 @@ async def take_shared_questions(missing: dict[str, Question], run: MapRun) -> li
     submitted = {identity for job in own for identity in (await load_identities(job)).values()}
     for job in others:
         try:
-            shared = SharedBatch(job, (set((await load_identities(job)).values()) & missing.keys()) - submitted)
-            unanswered = await shared.save(job) if job.is_complete and shared.calls else {}
+            wanted = missing.keys() - submitted
+            calls = {index: each for index, each in (await load_identities(job)).items() if each in wanted}
+            shared = SharedBatch(job, calls)
+            unanswered = await shared.save(job) if job.is_complete and calls else {}
         except PolluxError as error:
             get_run_logger().warning("The questions of %s cannot be compared with this table: %s", job.name, error)
             continue
-        if shared.calls and not job.is_complete and (not run.scope.is_repeated or job.created_at < _start_of(here)):
+        if calls and not job.is_complete and (not run.scope.is_repeated or job.created_at < find_start(here.outermost)):
             under_way.append(shared)
-            number = count_of(len(shared.calls), "question")
+            number = count_of(len(set(calls.values())), "question")
             get_run_logger().info("This run waits for %s, which asks %s of its table.", job.name, number)
-        for identity in shared.calls - unanswered.keys():
+        for identity in set(calls.values()) - unanswered.keys():
             del missing[identity]
     return under_way
 
@@ -81,8 +83,13 @@ async def take_shared_questions(missing: dict[str, Question], run: MapRun) -> li
 async def _list_jobs(run: MapRun, here: Lineage) -> tuple[list[Job], list[Job]]:
     """Return the jobs of this run, and those of other runs that may answer its table."""
     jobs, _ = await (await BlockJobStore.open()).list_jobs()
-    own = [job for job in jobs if _is_of_run(job, str(here.outermost.id))]
-    return own, [job for job in jobs if job not in own and _may_answer(job, run)]
+    own, others = [], []
+    for job in jobs:
+        if _is_of_run(job, str(here.outermost.id)):
+            own.append(job)
+        elif _may_answer(job, run):
+            others.append(job)
+    return own, others
 
 
 def _is_of_run(job: Job, run: str) -> bool:
@@ -100,8 +107,3 @@ def _may_answer(job: Job, run: MapRun) -> bool:
         and not job.cancelled
         and (job.manifest is None or time.time() - job.manifest.collected_at < _RECENT_S)
     )
-
-
-def _start_of(here: Lineage) -> float:
-    start = here.outermost.start_time
-    return time.time() if start is None else start.timestamp()

@@ -12,7 +12,7 @@ from pollux_flows.state.store import StateLostError
 
 
 class Saved(NamedTuple):
-    """Whether the saved answers of a run are still in its store."""
+    """The result of looking for the saved answers of a run in its store."""
 
     where: str
     are_saved: bool

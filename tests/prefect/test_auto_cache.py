@@ -12,6 +12,7 @@ from pollux_flows.blocks import PolluxProvider
 from pollux_flows.flows import afan_out, broadcast, fan_in, fan_out, realtime, warm_cache
 from pollux_flows.jobs.caches import BlockRegistry
 from pollux_flows.simulator import Fault, Simulator
+from tests.prefect.counting import caching_operations, count_answers
 from tests.prefect.runs import find_newest_run, read_pages
 
 PROMPTS = ["Who was it?", "Where was it?", "When was it?"]
@@ -30,15 +31,6 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def gemini(world: tuple[Simulator, str], simulator: Simulator) -> PolluxProvider:
     address = simulator.base_url("gemini", origin=world[1])
     return PolluxProvider(provider="gemini", model="gemini-2.5-flash", api_key="gm-never-saved", base_url=address)
-
-
-def caching_operations(simulator: Simulator) -> list[str]:
-    return [str(entry.operation) for entry in simulator.requests if "cache" in str(entry.operation)]
-
-
-def count_answers(simulator: Simulator) -> int:
-    """Return how many answers were paid for."""
-    return sum(entry.operation == "generate" and entry.status == 200 for entry in simulator.requests)
 
 
 async def test_a_run_creates_a_cache_and_deletes_it(gemini: PolluxProvider, simulator: Simulator) -> None:

@@ -177,7 +177,7 @@ def test_run_prints_answers_and_failures_of_a_partial_run(pollux_with_provider: 
         (["run", "-p", "cli"], "There is no prompt"),
         (["run", "Why?", "--prompts", "x.txt", "-p", "cli"], "There are prompts and a file with prompts"),
         (["run", "--prompts", "x.txt", "-p", "cli"], "x.txt cannot be read"),
-        (["run", "Why?", "-p", "nobody"], "There is no PolluxProvider named 'nobody' on this server. Save it"),
+        (["run", "Why?", "-p", "unknown"], "There is no PolluxProvider named 'unknown' on this server. Save it"),
         (["run", "Why?", "-p", "cli", "-s", "missing.pdf"], "There is no file 'missing.pdf' to read"),
         (["run", "Why?", "-p", "cli", "--schema", "missing.json"], "missing.json cannot be read"),
         (["cancel", "nothing"], "nothing"),
@@ -207,7 +207,7 @@ def run_command(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, s
         (["run", "Why?", "-p", "cli"], 0, ""),
         (["run", "Why?", "[[simulate: status=400]]", "-p", "cli"], 1, "1 of 2 prompts were not answered."),
         (["run", "Why?"], 2, 'Command "run" parameter --provider requires an argument. See pollux-flows run --help.'),
-        (["run", "Why?", "-p", "nobody"], 2, "There is no PolluxProvider named 'nobody' on this server."),
+        (["run", "Why?", "-p", "unknown"], 2, "There is no PolluxProvider named 'unknown' on this server."),
         (["jobs", "--watch"], 2, "--watch is for a terminal."),
     ],
 )

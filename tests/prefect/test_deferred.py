@@ -289,11 +289,11 @@ async def test_the_batch_of_a_waiting_run_that_is_cancelled_is_cancelled(
 
 
 async def test_an_unknown_job_is_refused() -> None:
-    for call in (acollect(["nobody"]), acancel("nobody"), aresubmit("nobody"), await_for("nobody")):
-        with pytest.raises(ConfigurationError, match="no job named 'nobody'"):
+    for call in (acollect(["unknown"]), acancel("unknown"), aresubmit("unknown"), await_for("unknown")):
+        with pytest.raises(ConfigurationError, match="no job named 'unknown'"):
             await call
     with pytest.raises(ConfigurationError, match="no job named"):
-        await asyncio.to_thread(cancel, "nobody")
+        await asyncio.to_thread(cancel, "unknown")
 
 
 async def test_a_job_waits_while_the_queue_of_the_provider_is_full(

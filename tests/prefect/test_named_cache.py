@@ -24,6 +24,7 @@ from pollux_flows.flows import (
     warm_cache,
 )
 from pollux_flows.simulator import Simulator
+from tests.prefect.counting import count_calls
 from tests.prefect.events import read_events
 
 STORY = Source.from_text("A long story about the sea. " * 50)
@@ -49,10 +50,6 @@ def name(gemini: PolluxProvider, request: pytest.FixtureRequest) -> str:
 
 def count_creations(simulator: Simulator) -> int:
     return sum(entry.operation == "cache.create" for entry in simulator.requests)
-
-
-def count_calls(simulator: Simulator) -> int:
-    return sum(entry.operation == "generate" for entry in simulator.requests)
 
 
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: str(flow.fn.__name__))

@@ -21,6 +21,7 @@ from pollux_flows.cli import app
 from pollux_flows.flows import acollect, afan_out, asubmit, broadcast, converse, fan_in, fan_out, realtime
 from pollux_flows.output import Manifest
 from pollux_flows.simulator import Fault, Simulator
+from tests.prefect.counting import count_calls
 from tests.prefect.jobs import PROMPTS, SaveProvider, no_jobs_are_left, save_provider
 from tests.prefect.runs import find_newest_run, read_pages, wait_until
 
@@ -40,10 +41,6 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def count_calls(simulator: Simulator) -> int:
-    return sum(request.operation == "generate" for request in simulator.requests)
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from socket import socket
@@ -26,7 +26,6 @@ import pytest  # noqa: E402
 from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 
-from pollux_flows.simulator import Simulator  # noqa: E402
 from tests.hurry import retry_quickly  # noqa: E402
 from tests.prefect.conftest import no_caches_are_left, provider, simulator, world  # noqa: E402
 from tests.prefect.runs import wait_until  # noqa: E402
@@ -120,9 +119,3 @@ def served(serving: int) -> Deployments:  # noqa: ARG001 (it serves them)
 
     deployments: Deployments = asyncio.run(wait_until(find_deployments))
     return deployments
-
-
-@pytest.fixture
-def count_calls(simulator: Simulator) -> Callable[[], int]:
-    """Return a function that counts the generate calls that the provider has received."""
-    return lambda: sum(entry.operation == "generate" for entry in simulator.requests)

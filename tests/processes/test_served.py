@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +30,7 @@ from pollux_flows import ResultEnvelope
 from pollux_flows.blocks import PolluxProvider
 from pollux_flows.flows import asubmit
 from pollux_flows.simulator import Fault, Simulator
+from tests.prefect.counting import caching_operations, count_answers, count_calls
 from tests.prefect.jobs import ANSWERS, PROMPTS, read_job_events
 from tests.prefect.runs import read_if_ended, read_pages, wait_until
 from tests.processes.conftest import Deployments, start_program
@@ -61,10 +61,6 @@ async def retry(run: FlowRun) -> Any:
         return ended if ended is not None and ended.run_count > before.run_count else None
 
     return await wait_until(read_if_retried)
-
-
-def caching_operations(simulator: Simulator) -> list[str]:
-    return [str(entry.operation) for entry in simulator.requests if "cache" in str(entry.operation)]
 
 
 async def test_flows_are_started_from_the_ui(served: Deployments, provider: PolluxProvider) -> None:
@@ -99,7 +95,7 @@ async def test_a_run_of_a_deployment_reads_no_file_of_its_worker(
 
 
 async def test_a_retry_of_a_failed_run_asks_what_has_no_answer(
-    served: Deployments, provider: PolluxProvider, simulator: Simulator, count_calls: Callable[[], int]
+    served: Deployments, provider: PolluxProvider, simulator: Simulator
 ) -> None:
     """The second attempt runs in another process. Each attempt leaves a page."""
     await provider.asave("retried-from-the-ui", overwrite=True)
@@ -111,16 +107,12 @@ async def test_a_retry_of_a_failed_run_asks_what_has_no_answer(
     ended = await retry(run)
     assert ended.state.is_completed()
     assert (await ended.state.aresult()).metrics["n_reused"] == 3
-    assert count_calls() == 5
+    assert count_calls(simulator) == 5
     assert len([page for page in await read_pages(run) if page.type != "progress"]) == 2
 
 
 async def test_a_retry_of_a_killed_run_asks_what_has_no_answer(
-    served: Deployments,
-    serving: int,
-    provider: PolluxProvider,
-    simulator: Simulator,
-    count_calls: Callable[[], int],
+    served: Deployments, serving: int, provider: PolluxProvider, simulator: Simulator
 ) -> None:
     """The process of the run is killed half way by SIGKILL, and another one goes on from there."""
     simulator.latency_s = 0.1
@@ -130,7 +122,7 @@ async def test_a_retry_of_a_killed_run_asks_what_has_no_answer(
     run = await start_run(served["fan-out"], prompts=prompts, provider=provider.reference)
 
     async def is_half_way() -> bool:
-        return count_calls() >= 8
+        return count_calls(simulator) >= 8
 
     await wait_until(is_half_way)
     for process in child_processes(serving):
@@ -142,7 +134,7 @@ async def test_a_retry_of_a_killed_run_asks_what_has_no_answer(
     envelope = await ended.state.aresult()
     assert envelope.answers == [f"Simulated answer to: {prompt}" for prompt in prompts]
     assert envelope.metrics["n_reused"] >= 6
-    assert count_calls() <= len(prompts) + 2
+    assert count_calls(simulator) <= len(prompts) + 2
 
 
 def child_processes(process: int) -> list[int]:
@@ -154,7 +146,7 @@ def child_processes(process: int) -> list[int]:
 
 
 async def test_a_cancelled_run_ends_within_seconds_and_saves_what_it_paid_for(
-    served: Deployments, provider: PolluxProvider, simulator: Simulator, count_calls: Callable[[], int]
+    served: Deployments, provider: PolluxProvider, simulator: Simulator
 ) -> None:
     """Its log has one warning, which says so. A retry asks only the other prompts."""
     provider.request_concurrency = 2
@@ -165,7 +157,7 @@ async def test_a_cancelled_run_ends_within_seconds_and_saves_what_it_paid_for(
     run = await start_run(served["fan-out"], prompts=prompts, provider=provider.reference)
 
     async def is_stuck() -> bool:
-        return count_calls() >= 11
+        return count_calls(simulator) >= 11
 
     await wait_until(is_stuck)
     async with get_client() as client:
@@ -224,13 +216,10 @@ async def test_a_nightly_run_pays_for_no_answer_twice(
         start_run, served["fan-out"], prompts=PROMPTS, provider=gemini.reference, sources=sources, cache="auto"
     )
 
-    def count_answers() -> int:
-        return sum(entry.operation == "generate" and entry.status == 200 for entry in simulator.requests)
-
     ended = await wait_for_end(await start_night())
     assert ended.state.is_completed()
     assert caching_operations(simulator) == ["cache.create", "cache.delete"]
-    assert count_answers() == 4
+    assert count_answers(simulator) == 4
     simulator.fail(Fault(status=400, message="not now"), contains="three")
     second = await start_night()
     ended = await wait_for_end(second)
@@ -242,7 +231,7 @@ async def test_a_nightly_run_pays_for_no_answer_twice(
     assert envelope.metrics["n_reused"] == 3
     assert "no two prompts" in envelope.diagnostics["cache"]["why"]
     assert caching_operations(simulator) == 2 * ["cache.create", "cache.delete"]
-    assert count_answers() == 8
+    assert count_answers(simulator) == 8
 
 
 async def test_the_schedule_of_collect_completes_suspended_runs(
